@@ -1,6 +1,7 @@
 """Files that are either whole or absent: a temporary name, fsync, rename.
 
-Whatever kills the writer (a full disk, a signal, a power cut), a reader finds the old file or the new one.
+Whatever stops the writer (a full disk, a signal, a power cut), a reader finds the old file or the
+new one, never a part.
 """
 
 from __future__ import annotations
@@ -59,9 +60,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         _flush_folder(path.parent)
     except OSError as error:
-        # A failed write names no file; an error about a foreign file, read inside the block, is not ours.
-        foreign = error.filename is not None and not _is_ours(error.filename, temporary, path)
-        if foreign:
+        # A failed write names no file; an error that names a file read in the block passes on.
+        if error.filename is not None and not _is_ours(error.filename, temporary, path):
             raise
         reason = error.strerror or str(error)
         remedy = _REMEDIES.get(error.errno or 0, "choose another path")

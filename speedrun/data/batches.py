@@ -1,0 +1,136 @@
+"""Training batches as a pure function of (seed, step): to resume, ask for the next step.
+
+A window is `sequence_length` inputs and, one token on, as many targets. Neighbours share that one
+token, so no target is lost between them; windows never cross from one file to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from speedrun.data.shards import MAX_VOCAB_SIZE, open_shard
+from speedrun.errors import DataError
+
+
+class Batches:
+    """The windows of some shards, dealt in global batches without end.
+
+    `sequential` deals windows as they lie and starts again at the end. `shuffled` draws a new
+    permutation for every epoch, and new starts: each shard's windows move together by up to the
+    tokens that its last window leaves over.
+
+    Raises
+        DataError: a shard is damaged, the shards hold less than one batch, or the batch is no
+            multiple of the sequence.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Path],
+        *,
+        sequence_length: int,
+        tokens_per_step: int,
+        order: Literal["shuffled", "sequential"] = "sequential",
+        seed: int = 0,
+        vocab_size: int = MAX_VOCAB_SIZE,
+    ) -> None:
+        if sequence_length < 1 or tokens_per_step < 1 or tokens_per_step % sequence_length:
+            raise DataError(
+                f"a step of {tokens_per_step:,} tokens is not a whole number of sequences "
+                f"of {sequence_length:,}"
+            )
+        self.sequence_length = sequence_length
+        self.sequences_per_step = tokens_per_step // sequence_length
+        self.order = order
+        self.seed = seed
+        self.vocab_size = vocab_size
+        self._paths = list(shards)
+        # Plain views: slicing a memmap object costs several times the copy of a window.
+        self._tokens = [np.asarray(open_shard(path)) for path in self._paths]
+        self._windows = np.array(
+            [max(len(tokens) - 1, 0) // sequence_length for tokens in self._tokens], dtype=np.int64
+        )
+        self._ends = np.cumsum(self._windows)
+        self.num_windows = int(self._windows.sum())
+        """Windows of one epoch."""
+        self.num_tokens = sum(map(len, self._tokens))
+        self._epochs: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+        if self.num_windows < self.sequences_per_step:
+            raise DataError(
+                f"{len(self._paths)} shards hold {self.num_windows:,} windows of "
+                f"{sequence_length + 1:,} tokens, one step needs {self.sequences_per_step:,}; "
+                "lower data.tokens_per_step or data.sequence_length, or prepare more text"
+            )
+
+    def at(self, step: int) -> tuple[Tensor, Tensor]:
+        """Give the global batch of one step.
+
+        Shapes
+            inputs   (sequences_per_step, sequence_length)  int64, contiguous
+            targets  (sequences_per_step, sequence_length)  int64, the token after each input
+
+        Raises
+            DataError: a token id is not below `vocab_size`.
+        """
+        return self.for_rank(step, rank=0, world=1)
+
+    def for_rank(self, step: int, *, rank: int, world: int) -> tuple[Tensor, Tensor]:
+        """Give one rank's rows of the same global batch: an equal, contiguous share.
+
+        Raises
+            DataError: the batch cannot be shared equally, or a token id is not below `vocab_size`.
+        """
+        share, left = divmod(self.sequences_per_step, world)
+        if left:
+            raise DataError(
+                f"{self.sequences_per_step:,} sequences a step cannot be shared by {world} ranks; "
+                f"make data.tokens_per_step a multiple of {world * self.sequence_length:,}"
+            )
+        first = step * self.sequences_per_step + rank * share
+        rows = np.empty((share, self.sequence_length + 1), dtype=np.uint16)
+        for row in range(share):
+            shard, start = self._locate(first + row)
+            rows[row] = self._tokens[shard][start : start + rows.shape[1]]
+            # On a GPU an id out of range is an assertion inside a kernel; here it has a name.
+            if self.vocab_size < MAX_VOCAB_SIZE and int(rows[row].max()) >= self.vocab_size:
+                raise DataError(
+                    f"{self._paths[shard]} holds token {rows[row].max():,}, the model's alphabet "
+                    f"has {self.vocab_size:,}; set model.vocab_size to the tokenizer's"
+                )
+        windows = torch.from_numpy(rows.astype(np.int64))
+        return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+
+    def _locate(self, window: int) -> tuple[int, int]:
+        """Shard and first token of the `window`-th window ever dealt."""
+        epoch, index = divmod(window, self.num_windows)
+        phases = None
+        if self.order == "shuffled":
+            permutation, phases = self._epoch(epoch)
+            index = int(permutation[index])
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        index -= int(self._ends[shard] - self._windows[shard])
+        phase = 0 if phases is None else int(phases[shard])
+        return shard, phase + index * self.sequence_length
+
+    def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Permutation of the windows and phase of each shard; only two epochs are kept."""
+        if epoch not in self._epochs:
+            # Raw bits, because NumPy promises only these to be the same in every release.
+            bits = np.random.PCG64(np.random.SeedSequence([self.seed % 2**64, epoch]))
+            slack = [
+                max(len(tokens) - 1, 0) - int(windows) * self.sequence_length
+                for tokens, windows in zip(self._tokens, self._windows, strict=True)
+            ]
+            phases = bits.random_raw(len(slack)) % (np.array(slack, dtype=np.uint64) + np.uint64(1))
+            permutation = np.argsort(bits.random_raw(self.num_windows), kind="stable")
+            for stale in [kept for kept in self._epochs if abs(kept - epoch) > 1]:
+                del self._epochs[stale]
+            self._epochs[epoch] = permutation, phases.astype(np.int64)
+        return self._epochs[epoch]
