@@ -247,6 +247,9 @@ class TrainConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
+    max_steps: int = 1_000_000
+    """Steps at most. The clock normally ends a run first; a smaller number ends it by count, and
+    progress is then the larger of the two shares, so that a run can be repeated exactly."""
     warmup_steps: int = 20
     """Steps on synthetic tokens before the clock starts; all state is restored after them."""
     compile: Literal["auto", "yes", "no"] = "auto"
@@ -255,6 +258,8 @@ class TrainConfig:
     """Autocast of the forward pass; `auto` takes bfloat16 on CUDA and on CPUs with bf16 matmuls."""
     validate_every_s: float = 0.0
     """Training seconds between evaluations of part of the validation split, off the clock; 0 for none."""
+    log_every_steps: int = 50
+    """Steps between log lines; the first ten are always logged."""
     checkpoint_every_s: float = 300.0
     """Training seconds between checkpoints, off the clock; 0 writes one only when interrupted."""
 
@@ -262,6 +267,8 @@ class TrainConfig:
         _require(
             "train",
             {
+                "max_steps must be at least 1": self.max_steps >= 1,
+                "log_every_steps must be at least 1": self.log_every_steps >= 1,
                 "warmup_steps must be 1 or more (it measures the first step)": self.warmup_steps >= 1,
                 "validate_every_s must not be negative": self.validate_every_s >= 0,
                 "checkpoint_every_s must not be negative": self.checkpoint_every_s >= 0,
@@ -288,6 +295,8 @@ class QuantConfig:
     """Compressor of the sections; `best` takes the smallest for each."""
 
     def __post_init__(self) -> None:
+        # JSON knows no tuples, and a frozen setting must be hashable.
+        object.__setattr__(self, "clip_candidates", tuple(self.clip_candidates))
         _require(
             "quant",
             {

@@ -1,0 +1,90 @@
+"""Which process am I, of how many, on which device. The one importer of torch.distributed.
+
+One process per device, started by torchrun or alone. Everything here is a no-op for a single rank.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from speedrun.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranks:
+    """This process's place among its sisters."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """Join the process group that torchrun's variables describe, or be alone.
+
+        Raises
+            ConfigError: the variables are incomplete or name more local ranks than there are GPUs.
+        """
+        try:
+            rank = int(os.environ.get("RANK", "0"))
+            world = int(os.environ.get("WORLD_SIZE", "1"))
+            local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        except ValueError as error:
+            raise ConfigError(f"RANK, WORLD_SIZE and LOCAL_RANK must be numbers: {error}") from None
+        device = torch.device("cpu")
+        if torch.cuda.is_available():
+            if local_rank >= torch.cuda.device_count():
+                raise ConfigError(
+                    f"local rank {local_rank} has no GPU: {torch.cuda.device_count()} visible;"
+                    " start fewer processes"
+                )
+            device = torch.device("cuda", local_rank)
+            torch.cuda.set_device(device)
+        if world > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        return cls(rank=rank, world=world, device=device)
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0 writes files and decides when to stop."""
+        return self.rank == 0
+
+    def broadcast(self, value: float) -> float:
+        """Rank 0's value, on every rank."""
+        if self.world == 1:
+            return value
+        shared = torch.tensor([value], dtype=torch.float64, device=self.device)
+        dist.broadcast(shared, src=0)
+        return float(shared.item())
+
+    def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Replace each gradient by its mean over ranks, in one flat message per dtype."""
+        if self.world == 1:
+            return
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for parameter in parameters:
+            if parameter.grad is not None:
+                by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+        for gradients in by_dtype.values():
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            dist.all_reduce(flat)
+            flat /= self.world
+            pieces = flat.split([gradient.numel() for gradient in gradients])
+            for gradient, piece in zip(gradients, pieces, strict=True):
+                gradient.copy_(piece.view_as(gradient))
+
+    def synchronize(self) -> None:
+        """Wait until the device has finished what was queued; a clock reading then means something."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if self.world > 1 and dist.is_initialized():
+            dist.destroy_process_group()
