@@ -1,1 +1,1 @@
-
+"""The network, one layer a file."""

@@ -1,1 +1,1 @@
-
+"""How weights move: optimizers, groups, schedules, averages."""

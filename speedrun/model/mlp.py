@@ -1,0 +1,33 @@
+"""The two-matrix MLP with a squared activation."""
+
+# B batch, T tokens, C channels
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speedrun.config import ModelConfig
+from speedrun.model.linear import Linear
+
+SLOPES = {"relu2": 0.0, "leaky_relu2": 0.5}
+"""What negative inputs are multiplied by before squaring."""
+
+
+class MLP(nn.Module):
+    """proj(f(fc(x))^2), f a ReLU or a leaky ReLU; `proj` starts at zero.
+
+    Source
+        Squared ReLU: So et al. 2021, arXiv:2109.08668. Leaky: parameter-golf PR #549.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.slope = SLOPES[config.mlp_activation]
+        self.fc = Linear(config.width, config.mlp_hidden)
+        self.proj = Linear(config.mlp_hidden, config.width, gain=0.0)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C), dtype of x."""
+        hidden = self.fc(x_BTC)
+        hidden = F.leaky_relu(hidden, self.slope) if self.slope else F.relu(hidden)
+        out: Tensor = self.proj(hidden.square())
+        return out
