@@ -55,13 +55,13 @@ class Ranks:
         """Rank 0 writes files and decides when to stop."""
         return self.rank == 0
 
-    def broadcast(self, value: float) -> float:
-        """Rank 0's value, on every rank."""
+    def broadcast(self, *values: float) -> tuple[float, ...]:
+        """Rank 0's values, on every rank."""
         if self.world == 1:
-            return value
-        shared = torch.tensor([value], dtype=torch.float64, device=self.device)
+            return values
+        shared = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.broadcast(shared, src=0)
-        return float(shared.item())
+        return tuple(shared.tolist())
 
     def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Replace each gradient by its mean over ranks, in one flat message per dtype."""

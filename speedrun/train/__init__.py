@@ -1,1 +1,1 @@
-
+"""Training inside a wall-clock budget: the loop, its step, its log and its checkpoints."""
