@@ -1,0 +1,5 @@
+"""`python -m speedrun`."""
+
+from speedrun.cli.main import main
+
+main()
