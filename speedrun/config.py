@@ -291,7 +291,7 @@ class QuantConfig:
     """Tensors of at most so many elements, and all vectors, stay float16."""
     clip_candidates: tuple[float, ...] = (0.999, 0.9995, 0.9999, 0.99999, 1.0)
     """Quantiles of a row's magnitudes to try as its largest kept value; least squared error wins."""
-    codec: Literal["zstd", "lzma", "brotli", "best"] = "zstd"
+    codec: Literal["zstd", "lzma", "brotli", "ans", "best"] = "zstd"
     """Compressor of the sections; `best` takes the smallest for each."""
 
     def __post_init__(self) -> None:

@@ -1,1 +1,1 @@
-
+"""Weights and code into a submission: the container, its codecs, the bundle, the folder."""

@@ -1,1 +1,1 @@
-
+"""How weights become codes with scales."""

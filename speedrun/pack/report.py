@@ -1,0 +1,92 @@
+"""What each tensor costs in a packed file and what rounding did to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from speedrun.pack.container import Array, read_container, read_header
+from speedrun.pack.weights import unpack_weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorReport:
+    """One packed tensor."""
+
+    name: str
+    kind: str
+    """`rows` of codes, or `float16`."""
+    bits: int
+    """Bits that its largest code needs, or 16."""
+    num_weights: int
+    packed_bytes: float
+    """Its share of its sections, by entropy."""
+    entropy_bytes: float
+    """Order-0 entropy of its bytes, scales included: what a perfect coder without context needs."""
+    relative_error: float
+    """Squared rounding error over squared weights; 0 for a tensor of zeros."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackReport:
+    """A packed file, tensor by tensor."""
+
+    tensors: tuple[TensorReport, ...]
+    file_bytes: int
+    overhead_bytes: int
+    """Header, table of contents and digest."""
+
+    @property
+    def over_entropy(self) -> float:
+        """Bytes of the sections over order-0 entropy; a codec with contexts can go below 1."""
+        entropy = sum(tensor.entropy_bytes for tensor in self.tensors)
+        return (self.file_bytes - self.overhead_bytes) / entropy if entropy else 1.0
+
+
+def report_pack(data: bytes, weights: dict[str, Tensor]) -> PackReport:
+    """Compare packed bytes with the weights they were made from; FormatError if broken."""
+    header = read_header(data)
+    arrays = read_container(data)[1]
+    entropies = {name: _entropy_bytes(array) for name, array in arrays.items()}
+    packed: dict[str, float] = {}
+    for number, (_, _, stored) in enumerate(header.sections):
+        members = [name for name, _, _, section in header.arrays if section == number]
+        total = sum(entropies[name] for name in members)
+        for name in members:
+            packed[name] = stored * (entropies[name] / total if total else 1 / len(members))
+    tensors = []
+    for name, unpacked in unpack_weights(data)[1].items():
+        weight = weights[name].detach().to("cpu").double()
+        codes = arrays.get(f"{name}:codes")
+        energy = float(weight.square().sum())
+        parts = [part for part in arrays if part.partition(":")[0] == name]
+        tensors.append(
+            TensorReport(
+                name=name,
+                kind="float16" if codes is None else "rows",
+                bits=16 if codes is None else int(np.abs(codes).max(initial=0)).bit_length() + 1,
+                num_weights=weight.numel(),
+                packed_bytes=sum(packed[part] for part in parts),
+                entropy_bytes=sum(entropies[part] for part in parts),
+                relative_error=float((unpacked - weight).square().sum()) / energy
+                if energy
+                else 0.0,
+            )
+        )
+    stored_bytes = sum(stored for _, _, stored in header.sections)
+    return PackReport(
+        tensors=tuple(tensors), file_bytes=len(data), overhead_bytes=len(data) - stored_bytes
+    )
+
+
+def _entropy_bytes(array: Array) -> float:
+    """Order-0 entropy in bytes; items of several bytes count as so many planes."""
+    planes = np.frombuffer(array.tobytes(), np.uint8).reshape(-1, array.itemsize).T
+    total = 0.0
+    for plane in planes:
+        counts = np.bincount(plane)
+        counts = counts[counts > 0]
+        total += float((counts * np.log2(plane.size / counts)).sum()) / 8
+    return total

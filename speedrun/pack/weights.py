@@ -1,0 +1,133 @@
+"""Weights in and out of `model.srz`: how many bits a tensor gets, and what the arrays mean."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speedrun.config import QuantConfig
+from speedrun.errors import FormatError, PackError, QuantError
+from speedrun.pack.container import RAW_LIMIT_BYTES, Section, read_container, write_container
+from speedrun.quant.clip import search_clip
+from speedrun.quant.rows import dequantize_rows, quantize_rows
+
+_EMBEDDINGS = ("tok_emb.weight", "lm_head.weight", "embed.weight")
+
+
+class Rows(NamedTuple):
+    """A rounded tensor: codes (..., cols) int8, scales (...) float16, and the bits of a code."""
+
+    codes: Tensor
+    scales: Tensor
+    bits: int
+
+
+Rounded = dict[str, Rows | Tensor]
+"""By name: codes with scales, or a float16 tensor."""
+
+
+def pack_weights(weights: dict[str, Tensor], quant: QuantConfig, meta: dict[str, Any]) -> bytes:
+    """Round and compress weights; `meta` (JSON) travels along so that the model can be rebuilt.
+
+    The order of `weights` does not matter: the same weights give the same bytes.
+
+    Raises
+        PackError: a tensor has no place in the file: not of floats, NaN, or too large for float16.
+    """
+    return write_weights(round_weights(weights, quant), quant.codec, meta)
+
+
+def round_weights(weights: dict[str, Tensor], quant: QuantConfig) -> Rounded:
+    """Round each tensor as `quant` says: to rows of codes if it is large, to float16 if not."""
+    rounded: Rounded = {}
+    for name in sorted(weights):
+        weight = weights[name].detach()
+        if not weight.is_floating_point():
+            raise PackError(f"weight {name!r} holds {weight.dtype}, only floats can be packed")
+        # float64 would keep digits that no format below has.
+        weight = weight.to("cpu", torch.float32)
+        if weight.ndim < 2 or weight.numel() <= quant.small_tensor_limit:
+            rounded[name] = _half(name, weight)
+            continue
+        bits = quant.embedding_bits if name.endswith(_EMBEDDINGS) else quant.matrix_bits
+        matrix = weight.reshape(-1, weight.shape[-1])
+        try:
+            clip = search_clip(matrix, bits=bits, candidates=quant.clip_candidates)
+            codes, scales = quantize_rows(matrix, clip, bits=bits)
+        except QuantError as error:
+            raise PackError(f"weight {name!r}: {error}") from error
+        rounded[name] = Rows(codes.view(weight.shape), scales.view(weight.shape[:-1]), bits)
+    return rounded
+
+
+def write_weights(rounded: Rounded, codec: str, meta: dict[str, Any]) -> bytes:
+    """Put rounded weights into a container: one section for each width of codes, two for floats."""
+    if clash := [name for name in rounded if ":" in name]:
+        raise PackError(f"weight {clash[0]!r}: a colon in a name is kept for its parts; rename it")
+    sections: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
+    for name, tensor in sorted(rounded.items()):
+        if isinstance(tensor, Rows):
+            sections.setdefault(f"{tensor.bits} bits", {})[f"{name}:codes"] = tensor.codes.numpy()
+            sections.setdefault("scales", {})[f"{name}:scales"] = tensor.scales.numpy()
+        else:
+            sections.setdefault("small", {})[name] = tensor.numpy()
+    ordered = [Section(arrays, codec) for _, arrays in sorted(sections.items())]
+    return write_container(ordered, meta)
+
+
+def unpack_weights(
+    data: bytes, *, raw_limit_bytes: int = RAW_LIMIT_BYTES
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read bytes of any origin back into (meta, float32 weights by name).
+
+    Raises
+        FormatError: the container is broken, or its arrays are not weights as FORMAT.md has them.
+    """
+    meta, arrays = read_container(data, raw_limit_bytes=raw_limit_bytes)
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for name, array in arrays.items():
+        if array.dtype not in (np.int8, np.float16):
+            raise FormatError(f"array {name!r} is {array.dtype}, weights are int8 or float16")
+        owner, _, part = name.partition(":")
+        tensors.setdefault(owner, {})[part] = torch.from_numpy(array)
+    return meta, {name: _assemble(name, parts) for name, parts in tensors.items()}
+
+
+def _assemble(name: str, parts: dict[str, Tensor]) -> Tensor:
+    """One weight from its parts, every one of which may be hostile."""
+    plain, codes, scales = (parts.pop(part, None) for part in ("", "codes", "scales"))
+    left, right = (parts.pop(part, None) for part in ("left", "right"))
+    floats = [part for part in (plain, scales, left, right) if part is not None]
+    if not all(part.dtype == torch.float16 and bool(part.isfinite().all()) for part in floats):
+        raise FormatError(f"weight {name!r} has parts that are not finite float16")
+    if plain is not None and codes is None and scales is None:
+        weight = plain.float()
+    elif plain is None and codes is not None and scales is not None:
+        if codes.dtype != torch.int8 or codes.ndim < 2 or scales.shape != codes.shape[:-1]:
+            raise FormatError(
+                f"weight {name!r}: {codes.dtype} codes {tuple(codes.shape)} "
+                f"and scales {tuple(scales.shape)}, need one scale per row"
+            )
+        if not bool((scales > 0).all()) or bool((codes == -128).any()):
+            raise FormatError(f"weight {name!r} has a scale of zero or below, or a code of -128")
+        weight = dequantize_rows(codes, scales)
+    else:
+        raise FormatError(f"weight {name!r} needs codes with scales, or neither")
+    if left is not None and right is not None:
+        if (*left.shape[:1], *right.shape[1:]) != weight.shape or left.shape[1:] != right.shape[:1]:
+            raise FormatError(f"weight {name!r}: correction {left.shape} x {right.shape} misfits")
+        weight = weight + left.float() @ right.float()
+    elif left is not None or right is not None or parts:
+        raise FormatError(f"weight {name!r} has stray parts {sorted(parts) or 'left or right'}")
+    return weight
+
+
+def _half(name: str, weight: Tensor) -> Tensor:
+    half = weight.half()
+    if not bool(half.isfinite().all()):
+        worst = float(weight.abs().max())
+        raise PackError(f"weight {name!r} holds {worst:,.0f}, float16 ends at 65,504")
+    return half
