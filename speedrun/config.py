@@ -75,7 +75,9 @@ class ModelConfig:
         _require(
             "model",
             {
-                "vocab_size must be 2 to 65,536 (shards hold uint16)": 2 <= self.vocab_size <= 65_536,
+                "vocab_size must be 2 to 65,536 (shards hold uint16)": 2
+                <= self.vocab_size
+                <= 65_536,
                 "num_layers must be at least 1": self.num_layers >= 1,
                 "width must be a positive multiple of model.num_heads": self.width > 0
                 and self.width % heads == 0,
@@ -269,7 +271,8 @@ class TrainConfig:
             {
                 "max_steps must be at least 1": self.max_steps >= 1,
                 "log_every_steps must be at least 1": self.log_every_steps >= 1,
-                "warmup_steps must be 1 or more (it measures the first step)": self.warmup_steps >= 1,
+                "warmup_steps must be 1 or more (it measures the first step)": self.warmup_steps
+                >= 1,
                 "validate_every_s must not be negative": self.validate_every_s >= 0,
                 "checkpoint_every_s must not be negative": self.checkpoint_every_s >= 0,
             },

@@ -93,7 +93,9 @@ def _take_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         return {"tensor": path}
     if isinstance(value, dict):
         # Keys may be parameter numbers, which JSON would turn into text: keep pairs.
-        pairs = [[key, _take_tensors(item, f"{path}/{key}", tensors)] for key, item in value.items()]
+        pairs = [
+            [key, _take_tensors(item, f"{path}/{key}", tensors)] for key, item in value.items()
+        ]
         return {"dict": pairs}
     if isinstance(value, list | tuple):
         return [_take_tensors(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
