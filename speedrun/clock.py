@@ -1,7 +1,8 @@
 """The training clock and its ledger: what was done when, and how much of the budget it took.
 
-Budgeted time is the sum of the phases that are marked so, and each phase is one line of the ledger,
-so what the trainer obeyed and what the judge adds up are the same numbers. The time source is passed in.
+Budgeted time is the sum of the phases that are marked so, and each phase is one line of the
+ledger, so what the trainer obeyed and what the judge adds up are the same numbers. The time source
+is passed in.
 """
 
 from __future__ import annotations
@@ -123,8 +124,8 @@ def read_ledger(path: Path) -> list[Phase]:
         earlier_s = phases[-1].stop_s if phases else 0.0
         if not earlier_s - 1e-5 <= phase.start_s <= phase.stop_s:
             raise SubmissionError(
-                f"{where}: phase {phase.name!r} runs from {phase.start_s:.6f} s to {phase.stop_s:.6f} s,"
-                f" the phase before it stopped at {earlier_s:.6f} s"
+                f"{where}: phase {phase.name!r} runs from {phase.start_s:.6f} s to "
+                f"{phase.stop_s:.6f} s, the phase before it stopped at {earlier_s:.6f} s"
             )
         phases.append(phase)
         previous = _hash(line)
@@ -134,8 +135,8 @@ def read_ledger(path: Path) -> list[Phase]:
 class Clock:
     """Seconds spent of a budget. Phases nest: an inner phase interrupts the outer one.
 
-    `with clock.phase("train", on_budget=True)` starts the budgeted time; a `clock.phase("validate")`
-    inside it stops the train segment, and a new train segment follows.
+    `with clock.phase("train", on_budget=True)` starts the budgeted time; a
+    `clock.phase("validate")` inside it stops the train segment, and a new train segment follows.
     """
 
     def __init__(
@@ -170,7 +171,7 @@ class Clock:
     def phase(
         self, name: str, *, on_budget: bool = False, **details: Any
     ) -> Iterator[dict[str, Any]]:
-        """Book the block under `name`; what the caller adds to the yielded dict goes into its line."""
+        """Book the block under `name`; what is added to the yielded dict goes into its line."""
         if self._open:
             self._close_segment()
         self._open.append((name, on_budget, dict(details)))

@@ -1,7 +1,7 @@
 """Every knob of a run on one page: frozen dataclasses that explain and check themselves.
 
-Only the standard library is imported, so a submission can carry this file. Reading TOML, inheritance,
-`--set` and type errors with suggestions live in `recipes.load`.
+Only the standard library is imported, so a submission can carry this file. Reading TOML and type
+errors with suggestions live in `settings`, inheritance and `--set` in `recipes.load`.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ class ModelConfig:
         )
         if self.rope_dims == 0 and (self.width // heads) % 2:
             raise ConfigError(
-                f"model.width / model.num_heads = {self.width // heads} is odd; rotary positions need an even number"
+                f"model.width / model.num_heads = {self.width // heads} is odd; "
+                "rotary positions need an even number"
             )
 
     @property
@@ -228,16 +229,15 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         length = max(self.sequence_length, 1)
+        sizes = ("tokens_per_step", "micro_batch_tokens")
         _require(
             "data",
-            {
-                "sequence_length must be 2 or more": self.sequence_length >= 2,
-                "tokens_per_step must be a positive multiple of data.sequence_length": self.tokens_per_step
-                > 0
-                and self.tokens_per_step % length == 0,
-                "micro_batch_tokens must be a positive multiple of data.sequence_length": self.micro_batch_tokens
-                > 0
-                and self.micro_batch_tokens % length == 0,
+            {"sequence_length must be 2 or more": self.sequence_length >= 2}
+            | {
+                f"{key} must be a positive multiple of data.sequence_length": value > 0
+                and value % length == 0
+                for key in sizes
+                for value in [getattr(self, key)]
             },
             self,
         )
@@ -249,6 +249,8 @@ class TrainConfig:
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
+    budget_s: float = 0.0
+    """Seconds of training; 0 takes the track's limit, which is filled in when a run starts."""
     max_steps: int = 1_000_000
     """Steps at most. The clock normally ends a run first; a smaller number ends it by count, and
     progress is then the larger of the two shares, so that a run can be repeated exactly."""
@@ -259,7 +261,7 @@ class TrainConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Autocast of the forward pass; `auto` takes bfloat16 on CUDA and on CPUs with bf16 matmuls."""
     validate_every_s: float = 0.0
-    """Training seconds between evaluations of part of the validation split, off the clock; 0 for none."""
+    """Training seconds between looks at a part of the validation split, off the clock; 0: none."""
     log_every_steps: int = 50
     """Steps between log lines; the first ten are always logged."""
     checkpoint_every_s: float = 300.0
@@ -293,7 +295,7 @@ class QuantConfig:
     small_tensor_limit: int = 8_192
     """Tensors of at most so many elements, and all vectors, stay float16."""
     clip_candidates: tuple[float, ...] = (0.999, 0.9995, 0.9999, 0.99999, 1.0)
-    """Quantiles of a row's magnitudes to try as its largest kept value; least squared error wins."""
+    """Quantiles of a row's magnitudes to try as the largest kept; least squared error wins."""
     codec: Literal["zstd", "lzma", "brotli", "ans", "best"] = "zstd"
     """Compressor of the sections; `best` takes the smallest for each."""
 

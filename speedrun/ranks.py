@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -22,7 +22,7 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @classmethod
     def from_environment(cls) -> Ranks:
@@ -80,7 +80,7 @@ class Ranks:
                 gradient.copy_(piece.view_as(gradient))
 
     def synchronize(self) -> None:
-        """Wait until the device has finished what was queued; a clock reading then means something."""
+        """Wait until the device has done what was queued; only then does a clock mean much."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 

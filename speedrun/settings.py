@@ -1,4 +1,4 @@
-"""TOML files into frozen dataclasses, with errors that name the key, what was found and the nearest valid key.
+"""TOML files into frozen dataclasses, with errors that name the key and the nearest valid one.
 
 Tracks, recipes and corpora are read through here; what their keys mean stands in their dataclasses.
 """

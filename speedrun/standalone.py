@@ -1,6 +1,6 @@
 """What a submission does on its own: train, unpack and predict, with no `speedrun` installed.
 
-`pack.bundle` ships this file and all it imports as `train_gpt.py`, whose first line calls `main`.
+`pack.bundle` ships this file and all that it imports as `train_gpt.py`, which calls `main`.
 
     python train_gpt.py                      train on the shards in DATA_PATH, write model.srz here
     torchrun --nproc-per-node 8 train_gpt.py the same on eight GPUs
@@ -15,7 +15,6 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from speedrun.bpb import Score, score
 from speedrun.clock import Clock, Ledger
@@ -47,8 +46,8 @@ def load_predictor(packed: bytes) -> tuple[RunConfig, ModelPredictor]:
     return run, ModelPredictor(model.requires_grad_(False), run.model.vocab_size)
 
 
-def main(settings: dict[str, Any]) -> None:
-    """Entry of the bundle; `settings` holds the resolved `run` and the track's `train_seconds`."""
+def main(run: RunConfig) -> None:
+    """Entry of the bundle, called with the resolved recipe that it was built from."""
     if sys.argv[1:2] == ["predict"]:
         connection = take_stdio()
         _, predictor = load_predictor(Path(sys.argv[2]).read_bytes())
@@ -58,9 +57,8 @@ def main(settings: dict[str, Any]) -> None:
     parser.add_argument("--data", type=Path, default=os.environ.get("DATA_PATH", "."))
     parser.add_argument("--out", type=Path, default=Path())
     parser.add_argument("--seed", type=int, default=os.environ.get("SEED"))
-    parser.add_argument("--budget", type=float, default=settings["train_seconds"], help="seconds")
+    parser.add_argument("--budget", type=float, default=run.train.budget_s, help="seconds")
     arguments = parser.parse_args()
-    run = RunConfig.from_dict(settings["run"])
     if arguments.seed is not None:
         run = dataclasses.replace(run, seed=int(arguments.seed))
     try:

@@ -1,4 +1,4 @@
-"""`speedrun`: one verb per file; this one joins them and turns errors into one line and an exit code."""
+"""`speedrun`: one verb per file; this one joins them and turns errors into exit codes."""
 
 from __future__ import annotations
 

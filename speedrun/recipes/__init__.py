@@ -1,1 +1,1 @@
-"""Recipes: the named runs, as TOML files that extend one another, and the lines that resolve them."""
+"""Recipes: the named runs, TOML files that extend one another, and their loader."""

@@ -56,7 +56,7 @@ class Checkpoints:
         optimizers: list[torch.optim.Optimizer],
         average: WeightAverage,
     ) -> int:
-        """Load the checkpoint into the given objects; returns the number of steps done, 0 without one.
+        """Load the checkpoint into the given objects; returns the steps done, 0 without one.
 
         Raises
             CheckpointError: the file is damaged, or was written by a run with another recipe.
@@ -73,7 +73,7 @@ class Checkpoints:
             raise CheckpointError(f"{self.path}: damaged: {error}; start a new run") from error
         if RunConfig.from_dict(plain["run"]) != self.run:
             raise CheckpointError(
-                f"{self.path}: belongs to another recipe or seed than the run folder's recipe.toml; "
+                f"{self.path}: belongs to another recipe or seed than recipe.toml beside it; "
                 "resume with the recipe it was started with"
             )
         try:

@@ -19,7 +19,7 @@ class RunLog:
         echo: Callable[[str], None] = lambda line: None,
         on_step: Callable[[float, float, float], None] = lambda progress, elapsed_s, nats: None,
     ) -> None:
-        """`on_step(progress, elapsed_s, loss_nats)` is called after each logged step (a progress bar)."""
+        """`on_step(progress, elapsed_s, loss_nats)` is called after each step (a progress bar)."""
         self.folder = folder
         self.echo = echo
         self.on_step = on_step

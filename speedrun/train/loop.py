@@ -1,4 +1,4 @@
-"""The story of a run: warm up, then steps until the clock says stop; the averaged weights come back."""
+"""The story of a run: warm up, step until the clock says stop, hand back the average."""
 
 from __future__ import annotations
 
@@ -129,6 +129,7 @@ def train(
             done += 1
             booked["steps"] = done
             pace.record(elapsed_s - started_s)
+            log.on_step(progress, elapsed_s, float(loss))
             if done <= ALWAYS_LOGGED_STEPS or done % run.train.log_every_steps == 0:
                 _log_step(log, run, done, progress, float(loss), elapsed_s)
             if checkpoints and _is_due(run.train.checkpoint_every_s, elapsed_s, last_saved_s):
@@ -174,4 +175,3 @@ def _log_step(
         train_nats=nats,
         time=time.time(),
     )
-    log.on_step(progress, elapsed_s, nats)

@@ -50,7 +50,7 @@ class Step:
         )
 
     def __call__(self, inputs: Tensor, targets: Tensor, progress: float) -> Tensor:
-        """Learn from this rank's share of the global batch: inputs, targets (sequences, T) int64."""
+        """Learn from this rank's share of the batch: inputs and targets (sequences, T) int64."""
         apply_schedule(self.optimizers, progress, self.run)
         total = torch.zeros((), device=self.ranks.device)
         for part in zip(
