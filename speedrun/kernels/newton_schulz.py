@@ -39,7 +39,8 @@ def newton_schulz(
     x_NRC = updates_NRC.to(dtype or matmul_dtype(updates_NRC.device.type))
     # The Gram matrix of the shorter side is the smaller one.
     is_tall = x_NRC.size(-2) > x_NRC.size(-1)
-    x_NRC = (x_NRC.mT if is_tall else x_NRC).flatten(0, -3)
+    x_NRC = x_NRC.mT if is_tall else x_NRC
+    x_NRC = x_NRC.reshape(-1, *x_NRC.shape[-2:])
     x_NRC = x_NRC / (x_NRC.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
     for _ in range(steps):
         gram_NRR = x_NRC @ x_NRC.mT
