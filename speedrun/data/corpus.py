@@ -1,0 +1,192 @@
+"""Open a corpus by name or folder; `stdlib` is built on first use and kept in the user's cache.
+
+Two processes may ask at once: one builds behind a file lock, the other waits. A killed builder
+leaves only a hidden temporary folder, which the next one sweeps up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from speedrun import settings
+from speedrun.corpora.load import FOLDER, CorpusSpec, load_corpus
+from speedrun.data import stdlib
+from speedrun.data.dataset import Dataset, open_dataset
+from speedrun.data.prepare import Document, prepare_dataset
+from speedrun.data.tokenizer import train_tokenizer
+from speedrun.errors import DataError, OutputError
+from speedrun.files import write_atomic
+
+Echo = Callable[[str], object]
+
+
+def open_corpus(name: str | Path, *, echo: Echo = lambda line: None) -> Dataset:
+    """Open a shipped corpus, a corpus file (`.toml`) or a dataset folder.
+
+    `echo` is told, in one line each, what takes time.
+
+    Raises
+        ConfigError: a corpus file has a wrong key or value.
+        DataError: nothing has this name, or what has it is missing, damaged or inconsistent.
+        OutputError: the cache cannot be written.
+    """
+    shipped = settings.list_names(FOLDER)
+    if str(name) in shipped or str(name).endswith(".toml"):
+        spec = load_corpus(str(name))
+        return _open_stdlib(spec, echo) if spec.kind == "stdlib" else _open_golf(spec)
+    folder = Path(name)
+    if not folder.is_dir():
+        raise DataError(
+            f"no corpus and no folder is called {str(name)!r}; corpora are {', '.join(shipped)}"
+        )
+    specs = [load_corpus(other) for other in shipped]
+    published = next((spec for spec in specs if spec.folder == folder.resolve().name), None)
+    return open_dataset(folder, published=published)
+
+
+def cache_folder() -> Path:
+    """`SPEEDRUN_CACHE`, or `speedrun` below `XDG_CACHE_HOME` or `~/.cache`."""
+    if own := os.environ.get("SPEEDRUN_CACHE"):
+        return Path(own)
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path.home() / ".cache") / "speedrun"
+
+
+def _open_golf(spec: CorpusSpec) -> Dataset:
+    root = Path(os.environ.get("SPEEDRUN_DATA") or "data")
+    places = [root / "datasets" / spec.folder, root / spec.folder]
+    for place in places:
+        if place.is_dir():
+            return open_dataset(place, published=spec)
+    looked = " and ".join(map(str, places))
+    raise DataError(f"corpus {spec.name} is not here: looked for {looked}; {spec.how_to_get}")
+
+
+def _open_stdlib(spec: CorpusSpec, echo: Echo) -> Dataset:
+    library, cache = stdlib.library_folder(), cache_folder()
+    state = f"{stdlib.file_state(library)} {spec.vocab_size} {spec.validation_frac}"
+    if dataset := _open_built(cache, spec, state, echo):
+        return dataset
+    with _lock(cache / f"{spec.name}.lock", echo):
+        # Somebody else may have built it while we waited.
+        if dataset := _open_built(cache, spec, state, echo):
+            return dataset
+        for orphan in cache.glob(f".{spec.name}-*.tmp"):
+            shutil.rmtree(orphan, ignore_errors=True)
+        echo(f"{spec.name}: reading {library}")
+        documents = stdlib.read_documents(library)
+        fingerprint = stdlib.fingerprint(documents)
+        folder = cache / f"{spec.name}-{spec.vocab_size}-{fingerprint[:16]}"
+        if not _is_sound(folder, echo):
+            shutil.rmtree(folder, ignore_errors=True)
+            _build(spec, documents, fingerprint, folder, echo)
+        memo = {"state": state, "folder": folder.name}
+        write_atomic(_memo_path(cache, spec), json.dumps(memo).encode())
+        return open_dataset(folder)
+
+
+def _build(
+    spec: CorpusSpec, documents: list[Document], fingerprint: str, folder: Path, echo: Echo
+) -> None:
+    def is_validation(name: str) -> bool:
+        return stdlib.is_validation(name, validation_frac=spec.validation_frac)
+
+    echo(f"{spec.name}: training a tokenizer of {spec.vocab_size:,} pieces")
+    model = folder.with_name(f".{folder.name}.model.tmp")
+    try:
+        # The tokenizer, too, must not have seen the validation text.
+        texts = (text for name, text in documents if not is_validation(name))
+        tokenizer = train_tokenizer(texts, spec.vocab_size, model)
+    finally:
+        model.unlink(missing_ok=True)
+    echo(f"{spec.name}: tokenising {len(documents):,} documents")
+    dataset = prepare_dataset(
+        documents,
+        tokenizer,
+        folder,
+        name=spec.name,
+        is_validation=is_validation,
+        source=fingerprint,
+    )
+    assert dataset.manifest is not None
+    echo(
+        f"{spec.name}: {dataset.manifest.train_tokens:,} training tokens, "
+        f"{dataset.val_raw_bytes:,} bytes of validation text, kept in {folder}"
+    )
+
+
+def _open_built(cache: Path, spec: CorpusSpec, state: str, echo: Echo) -> Dataset | None:
+    """What an earlier run built from the same files, if it is sound."""
+    try:
+        memo = json.loads(_memo_path(cache, spec).read_bytes())
+        if memo["state"] != state:
+            return None
+        folder = cache / Path(memo["folder"]).name
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # a memo is only a short cut: without one the corpus is read again
+    return open_dataset(folder) if _is_sound(folder, echo) else None
+
+
+def _is_sound(folder: Path, echo: Echo) -> bool:
+    if not folder.is_dir():
+        return False
+    try:
+        open_dataset(folder)
+    except DataError as error:
+        echo(f"building again: {error}")
+        return False
+    return True
+
+
+def _memo_path(cache: Path, spec: CorpusSpec) -> Path:
+    return cache / f"{spec.name}.json"
+
+
+@contextmanager
+def _lock(path: Path, echo: Echo) -> Iterator[None]:
+    """Hold a file's lock; the system gives it back when the process dies."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except OSError as error:
+        raise OutputError(
+            f"cannot write the cache {path.parent}: {error.strerror}; "
+            "set SPEEDRUN_CACHE to a folder that you may write to"
+        ) from error
+    with file:
+        try:
+            _take_lock(file, wait=False)
+        except OSError:
+            echo(f"waiting for another process that holds {path}")
+            _take_lock(file, wait=True)
+        yield
+
+
+def _take_lock(file: BinaryIO, *, wait: bool) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        _take_windows_lock(file, wait=wait)
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _take_windows_lock(file: BinaryIO, *, wait: bool) -> None:
+    import msvcrt
+
+    locking, modes = vars(msvcrt)["locking"], vars(msvcrt)
+    while True:
+        file.seek(0)
+        try:
+            locking(file.fileno(), modes["LK_LOCK" if wait else "LK_NBLCK"], 1)
+        except OSError:
+            if not wait:
+                raise
+        else:
+            return  # with LK_LOCK, Windows tries for ten seconds only, so ask again
