@@ -41,7 +41,7 @@ def encode(raw: bytes, shapes: Shapes) -> bytes:
     """
     symbols = np.frombuffer(raw, np.uint8) ^ np.uint8(128)
     if not symbols.size:
-        return struct.pack("<IBI", 0, 0, 0)
+        return b""
     # Column classes pay where columns differ, as after a norm with gains; elsewhere they only cost.
     plans = [_plan(symbols, shapes, columns) for columns in (True, False)]
     _, side, tables, contexts = min(plans, key=lambda plan: plan[0])
@@ -61,7 +61,7 @@ def encode(raw: bytes, shapes: Shapes) -> bytes:
         x = np.where(full, x >> np.uint64(16), x)
         high, rest = np.divmod(x, freq)
         states[: cell.size] = (high << np.uint64(_BITS)) + rest + starts[cell]
-    head = struct.pack("<IBI", lanes, len(tables), len(side))
+    head = struct.pack("<BI", len(tables), len(side))
     return b"".join(
         (
             head,
@@ -79,22 +79,22 @@ def decode(data: bytes, shapes: Shapes) -> bytes:
         FormatError: lengths, classes, tables or states contradict each other.
     """
     size = sum(rows * cols for rows, cols in shapes)
-    if len(data) < 9:
-        raise FormatError(f"ans section of {len(data)} bytes, its head alone has 9")
-    lanes, num_tables, side_bytes = struct.unpack_from("<IBI", data)
-    body = 9 + side_bytes + 4 * lanes
-    if (lanes > size) or (not lanes) != (not size) or body > len(data) or (len(data) - body) % 2:
-        raise FormatError(
-            f"ans section: {lanes:,} lanes and {side_bytes:,} + {len(data):,} bytes do not fit"
-        )
-    if not size:
+    if not size and not data:
         return b""
+    lanes = -(-size // _STEPS)
+    num_tables, side_bytes = struct.unpack_from("<BI", data) if len(data) >= 5 else (0, 0)
+    body = 5 + side_bytes + 4 * lanes
+    if not size or not num_tables or body > len(data) or (len(data) - body) % 2:
+        raise FormatError(
+            f"ans section of {len(data):,} bytes for {size:,} weights: {num_tables} tables, "
+            f"{side_bytes:,} bytes of side information and {lanes:,} lanes do not fit"
+        )
     raw_bytes = sum(sum(shape) for shape in shapes) + 256 * num_tables
-    side = unzstd(data[9 : 9 + side_bytes], raw_bytes)
+    side = unzstd(data[5 : 5 + side_bytes], raw_bytes)
     deltas = np.frombuffer(side, np.uint8)[raw_bytes - 256 * num_tables :].reshape(-1, 256)
     levels = np.cumsum(deltas, axis=1, dtype=np.uint8)
-    if not num_tables or levels.max() > _MAX_LEVEL or not levels.any(axis=1).all():
-        raise FormatError(f"ans section: no table, an empty one or levels above {_MAX_LEVEL}")
+    if levels.max() > _MAX_LEVEL or not levels.any(axis=1).all():
+        raise FormatError(f"ans section: a table is empty or has levels above {_MAX_LEVEL}")
     freqs = _frequencies(levels)
     # Three lookups by (table, slot): the symbol, its frequency, and the slot's place within it.
     cells = np.repeat(np.arange(freqs.size), freqs.ravel())
@@ -103,7 +103,7 @@ def decode(data: bytes, shapes: Shapes) -> bytes:
     starts = np.cumsum(freqs, axis=1) - freqs
     place_of = (np.tile(np.arange(_TOTAL), len(freqs)) - starts.ravel()[cells]).astype(np.uint64)
     contexts = _contexts(np.frombuffer(side, np.int8), shapes, num_tables)
-    states = np.frombuffer(data, "<u4", lanes, 9 + side_bytes).astype(np.uint64)
+    states = np.frombuffer(data, "<u4", lanes, 5 + side_bytes).astype(np.uint64)
     words = np.frombuffer(data, "<u2", offset=body).astype(np.uint64)
     result = np.empty(size, np.uint8)
     taken, bits, slots = 0, np.uint64(_BITS), np.uint64(_TOTAL - 1)

@@ -25,6 +25,7 @@ RAW_LIMIT_BYTES = 1 << 30
 """What `read_container` is willing to decompress in all, unless told otherwise."""
 _HEAD = struct.Struct("<8sHII")
 _HEADER_LIMIT_BYTES = 1 << 24
+_PLAIN_BYTES = 256  # shorter headers stay readable in a hex dump
 _DIGEST_BYTES = 32
 _DTYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 
@@ -83,7 +84,7 @@ def write_container(sections: Sequence[Section], meta: dict[str, Any]) -> bytes:
         _check_header(json.loads(header), 0)
     except (TypeError, ValueError, FormatError) as error:
         raise PackError(f"cannot be packed: {error}") from error
-    packed = min(header, ans.zstd(header), key=len)
+    packed = min(header, ans.zstd(header), key=len) if len(header) > _PLAIN_BYTES else header
     head = _HEAD.pack(MAGIC, VERSION, len(packed), len(header))
     body = b"".join((head, packed, *stored))
     return body + hashlib.sha256(body).digest()

@@ -1,4 +1,4 @@
-"""The folder that is handed in: written whole or not at all, listed file by file, counted exactly."""
+"""The folder that is handed in: whole or absent, listed file by file, counted exactly."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def read_manifest(folder: Path) -> dict[str, FileEntry]:
     """What the manifest lists, by name relative to the folder; nothing of it is compared yet.
 
     Raises
-        SubmissionError: missing, too large, of another version, or with names that leave the folder.
+        SubmissionError: missing, too large, of another version, or a name leaves the folder.
     """
     path = folder / MANIFEST_NAME
     try:
@@ -217,7 +217,8 @@ def _json(values: dict[str, Any], name: str) -> bytes:
 
 def _entry(name: str, entry: object) -> FileEntry:
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or str(path) != name or "\\" in name:
+    plain = name.isprintable() and "\\" not in name and str(path) == name
+    if not plain or path.is_absolute() or ".." in path.parts or name == ".":
         raise SubmissionError(f"{MANIFEST_NAME} lists {name!r}, which is not a path in the folder")
     match entry:
         case {"bytes": int(size), "sha256": str(digest)}:

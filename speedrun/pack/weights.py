@@ -14,7 +14,7 @@ from speedrun.pack.container import RAW_LIMIT_BYTES, Section, read_container, wr
 from speedrun.quant.clip import search_clip
 from speedrun.quant.rows import dequantize_rows, quantize_rows
 
-_EMBEDDINGS = ("tok_emb.weight", "lm_head.weight", "embed.weight")
+EMBEDDINGS = ("tok_emb.weight", "lm_head.weight", "embed.weight")
 
 
 class Rows(NamedTuple):
@@ -52,7 +52,7 @@ def round_weights(weights: dict[str, Tensor], quant: QuantConfig) -> Rounded:
         if weight.ndim < 2 or weight.numel() <= quant.small_tensor_limit:
             rounded[name] = _half(name, weight)
             continue
-        bits = quant.embedding_bits if name.endswith(_EMBEDDINGS) else quant.matrix_bits
+        bits = quant.embedding_bits if name.endswith(EMBEDDINGS) else quant.matrix_bits
         matrix = weight.reshape(-1, weight.shape[-1])
         try:
             clip = search_clip(matrix, bits=bits, candidates=quant.clip_candidates)

@@ -1,0 +1,176 @@
+"""Protects what arrays mean as weights: packing, unpacking, parts that do not fit together."""
+
+import numpy as np
+import pytest
+import torch
+
+from speedrun.config import QuantConfig
+from speedrun.errors import FormatError, PackError
+from speedrun.pack.container import Section, read_container, read_header, write_container
+from speedrun.pack.report import report_pack
+from speedrun.pack.weights import Rows, pack_weights, round_weights, unpack_weights, write_weights
+from speedrun.quant.clip import search_clip
+from speedrun.quant.rows import dequantize_rows, quantize_rows
+
+QUANT = QuantConfig(matrix_bits=5, embedding_bits=8, small_tensor_limit=64, codec="ans")
+
+
+def network() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator) * 0.05
+
+    return {
+        "tok_emb.weight": normal(40, 16),
+        "bigram.embed.weight": normal(30, 8),
+        "blocks.0.mlp.fc.weight": normal(48, 16),
+        "blocks.0.small.weight": normal(8, 8),
+        "blocks.0.attn_scale": normal(100) + 1,
+        "bank": normal(3, 20, 16),
+        "gain": torch.tensor(1.5),
+        "none": torch.zeros(0),
+    }
+
+
+def test_weights_come_back_as_the_grid_has_them() -> None:
+    weights = network()
+    meta, found = unpack_weights(pack_weights(weights, QUANT, {"run": {"seed": 1}}))
+    assert meta == {"run": {"seed": 1}}
+    assert {name: w.shape for name, w in found.items()} == {n: w.shape for n, w in weights.items()}
+    assert all(weight.dtype == torch.float32 for weight in found.values())
+    for name, bits in (("tok_emb.weight", 8), ("blocks.0.mlp.fc.weight", 5)):
+        clip = search_clip(weights[name], bits=bits, candidates=QUANT.clip_candidates)
+        expected = dequantize_rows(*quantize_rows(weights[name], clip, bits=bits))
+        assert torch.equal(found[name], expected)
+    for name in ("blocks.0.small.weight", "blocks.0.attn_scale", "gain"):
+        assert torch.equal(found[name], weights[name].half().float())
+
+
+def test_each_tensor_gets_the_bits_of_its_kind() -> None:
+    rounded = round_weights(network(), QUANT)
+    bits = {name: w.bits if isinstance(w, Rows) else 16 for name, w in rounded.items()}
+    assert bits == {
+        "tok_emb.weight": 8,
+        "bigram.embed.weight": 8,
+        "blocks.0.mlp.fc.weight": 5,
+        "bank": 5,
+        "blocks.0.small.weight": 16,
+        "blocks.0.attn_scale": 16,
+        "gain": 16,
+        "none": 16,
+    }
+
+
+@pytest.mark.parametrize("codec", ["zstd", "lzma", "brotli", "ans", "best"])
+def test_the_codec_does_not_change_the_weights(codec: str) -> None:
+    rounded = round_weights(network(), QUANT)
+    found = unpack_weights(write_weights(rounded, codec, {}))[1]
+    expected = unpack_weights(write_weights(rounded, "raw", {}))[1]
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_order_layout_and_grad_do_not_change_the_bytes() -> None:
+    weights = network()
+    packed = pack_weights(weights, QUANT, {})
+    shuffled = {name: torch.nn.Parameter(weights[name]) for name in reversed(weights)}
+    shuffled["tok_emb.weight"] = weights["tok_emb.weight"].T.contiguous().T
+    assert pack_weights(shuffled, QUANT, {}) == packed
+
+
+def test_threads_do_not_change_the_bytes() -> None:
+    weights, threads = network(), torch.get_num_threads()
+    packed = pack_weights(weights, QUANT, {})
+    torch.set_num_threads(1)
+    try:
+        assert pack_weights(weights, QUANT, {}) == packed
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_packing_again_what_was_unpacked_changes_nothing() -> None:
+    exact = QuantConfig(matrix_bits=5, small_tensor_limit=64, clip_candidates=(1.0,))
+    once = unpack_weights(pack_weights(network(), exact, {}))[1]
+    twice = unpack_weights(pack_weights(once, exact, {}))[1]
+    assert all(torch.allclose(once[name], twice[name], rtol=1e-3, atol=1e-5) for name in once)
+
+
+@pytest.mark.parametrize(
+    ("weight", "text"),
+    [
+        (torch.ones(3, dtype=torch.int64), "'w' holds torch.int64"),
+        (torch.tensor([1.0, float("nan")]), "'w'"),
+        (torch.tensor([1e6]), "'w' holds 1,000,000, float16 ends at 65,504"),
+        (torch.full((20, 20), float("inf")), "'w': 400 weights are NaN or infinite"),
+    ],
+)
+def test_tensors_without_a_place_are_named(weight: torch.Tensor, text: str) -> None:
+    with pytest.raises(PackError, match=text):
+        pack_weights({"w": weight}, QUANT, {})
+
+
+def test_colons_in_names_are_refused() -> None:
+    with pytest.raises(PackError, match="'a:codes'"):
+        pack_weights({"a:codes": torch.ones(1)}, QUANT, {})
+
+
+CODES, SCALES = np.ones((2, 3), np.int8), np.ones(2, np.float16)
+LEFT, RIGHT = np.full((2, 1), 0.5, np.float16), np.ones((1, 3), np.float16)
+
+
+def container(**arrays: np.ndarray) -> bytes:
+    sections = [Section({name.replace("_", ":"): array}) for name, array in arrays.items()]
+    return write_container(sections, {})
+
+
+def test_a_low_rank_correction_is_added() -> None:
+    found = unpack_weights(container(w_codes=CODES, w_scales=SCALES, w_left=LEFT, w_right=RIGHT))
+    assert found[1]["w"].tolist() == [[1.5] * 3] * 2
+
+
+@pytest.mark.parametrize(
+    ("arrays", "text"),
+    [
+        ({"w_codes": CODES}, "codes with scales"),
+        ({"w_scales": SCALES}, "codes with scales"),
+        ({"w": SCALES, "w_codes": CODES, "w_scales": SCALES}, "codes with scales"),
+        ({"w_codes": CODES, "w_scales": np.ones(3, np.float16)}, "one scale per row"),
+        ({"w_codes": CODES[0], "w_scales": SCALES[0]}, "one scale per row"),
+        ({"w_codes": CODES, "w_scales": SCALES * np.float16("nan")}, "not finite float16"),
+        ({"w_codes": CODES, "w_scales": -SCALES}, "scale of zero or below"),
+        ({"w_codes": CODES * np.int8(-128), "w_scales": SCALES}, "code of -128"),
+        ({"w": np.array([np.inf], np.float16)}, "not finite float16"),
+        ({"w": CODES}, "not finite float16"),
+        ({"w": np.ones(2, np.float64)}, "is float64"),
+        ({"w": SCALES, "w_other": SCALES}, r"stray parts \['other'\]"),
+        ({"w_codes": CODES, "w_scales": SCALES, "w_left": LEFT}, "stray parts left or right"),
+        (
+            {"w_codes": CODES, "w_scales": SCALES, "w_left": LEFT, "w_right": LEFT},
+            "correction .* misfits",
+        ),
+    ],
+)
+def test_parts_that_do_not_belong_together_are_named(
+    arrays: dict[str, np.ndarray], text: str
+) -> None:
+    with pytest.raises(FormatError, match=text):
+        unpack_weights(container(**arrays))
+
+
+def test_widths_have_sections_of_their_own() -> None:
+    header = read_header(pack_weights(network(), QUANT, {}))
+    assert [array[3] for array in header.arrays if array[0].startswith("tok_emb")] == [1, 2]
+    assert len(header.sections) == 4
+
+
+def test_report_accounts_for_every_byte() -> None:
+    weights = network()
+    packed = pack_weights(weights, QUANT, {})
+    report = report_pack(packed, weights)
+    shares = sum(tensor.packed_bytes for tensor in report.tensors)
+    assert shares + report.overhead_bytes == pytest.approx(len(packed))
+    rows = {tensor.name: tensor for tensor in report.tensors}
+    assert (rows["tok_emb.weight"].bits, rows["bank"].bits, rows["gain"].bits) == (8, 5, 16)
+    assert rows["tok_emb.weight"].relative_error < rows["bank"].relative_error < 0.01
+    codes = read_container(packed)[1]["bank:codes"]
+    assert rows["bank"].num_weights == codes.size
