@@ -56,5 +56,9 @@ class PredictorError(SubmissionError):
     """A predictor process died, timed out or answered something that is not a prediction."""
 
 
+class PredictorLostError(PredictorError):
+    """A predictor process ended, or used up its time, before it answered."""
+
+
 class RecordError(SpeedrunError):
     """A record or a row of the runs table cannot be read or must not be added."""

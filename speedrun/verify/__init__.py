@@ -1,1 +1,1 @@
-
+"""The judge: rules, a sandbox, and a verdict."""

@@ -1,0 +1,226 @@
+"""The judge's end of the predictor protocol: a predictor that lives in another process.
+
+Nothing that arrives is trusted: sizes are bounded before they are read, waiting has an end, and
+logits are copied before they are looked at. `predict` documents the messages.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+
+from speedrun.errors import PredictorError, PredictorLostError
+from speedrun.predict import FRAME, MAGIC, PROTOCOL, frame
+from speedrun.verify.sandbox import Cell
+
+_MAX_HEADER = 1_024
+_KEPT_STDERR = 4_000
+
+
+class RemotePredictor:
+    """`predict.Predictor` in a cell. The `with` block starts the process and ends it."""
+
+    vocab_size: int
+    kind: Literal["fixed", "adaptive"]
+
+    def __init__(self, cell: Cell, arguments: list[str], *, budget_s: float) -> None:
+        """Prepare to run `python ARGUMENTS` in the cell.
+
+        Args:
+            cell: Where it runs.
+            arguments: Usually `["train_gpt.py", "predict", "model.srz"]`.
+            budget_s: Seconds that may be spent waiting for it, start included, before it is ended.
+        """
+        self.budget_s = budget_s
+        self.waited_s = 0.0
+        """Seconds spent waiting for the process so far."""
+        self._cell, self._arguments = cell, arguments
+        self._received, self._stderr = b"", b""
+        self._buffer = np.empty(0, np.float32)
+
+    def __enter__(self) -> RemotePredictor:
+        """Start the process and wait for its hello.
+
+        Raises
+            PredictorLostError: it ended or ran out of time.
+            PredictorError: it does not speak the protocol.
+        """
+        self._process = self._cell.start(self._arguments)
+        self._store = os.open(self._cell.store, os.O_RDONLY)
+        self._selector = selectors.DefaultSelector()
+        try:
+            for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+                assert stream is not None
+                os.set_blocking(stream.fileno(), False)
+                if stream is not self._process.stdin:
+                    self._selector.register(stream, selectors.EVENT_READ)
+            self._greet(self._exchange(b""))
+            self._exchange(frame({"do": "open", "logits": self._cell.store_inside}))
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end()
+
+    def _greet(self, hello: dict[str, Any]) -> None:
+        vocab, kind = hello.get("vocab_size"), hello.get("kind")
+        if hello.get("protocol") != PROTOCOL:
+            raise PredictorError(
+                f"the predictor speaks protocol {hello.get('protocol')!r}, the judge {PROTOCOL}"
+            )
+        if type(vocab) is not int or not 2 <= vocab <= 65_536 or kind not in ("fixed", "adaptive"):
+            raise PredictorError(
+                f"the predictor introduces itself with vocab_size {vocab!r} and kind {kind!r}; "
+                "expected 2 to 65,536 and 'fixed' or 'adaptive'"
+            )
+        self.vocab_size, self.kind = vocab, kind
+
+    def predict(self, tokens: np.ndarray, scored_from: np.ndarray) -> np.ndarray:
+        """See `Predictor.predict`. The result is overwritten by the next call.
+
+        Raises
+            PredictorError: no answer, or one of another shape. `bpb` checks the values.
+        """
+        payload = tokens.astype("<i8").tobytes() + scored_from.astype("<i8").tobytes()
+        reply = self._exchange(frame({"do": "predict", "shape": list(tokens.shape)}, payload))
+        expected = [int((tokens.shape[1] - scored_from).sum()), self.vocab_size]
+        if reply.get("shape") != expected:
+            raise PredictorError(f"logits have shape {reply.get('shape')!r}, expected {expected}")
+        count = expected[0] * expected[1]
+        if self._buffer.size < count:
+            self._buffer = np.empty(count, np.float32)
+        # Read, not mapped: the process may go on writing to its file, or cut it short. What is
+        # normalised and what is looked up must be the same numbers.
+        logits, filled = self._buffer[:count], 0
+        raw = logits.view(np.uint8).data
+        while filled < len(raw):
+            got = os.preadv(self._store, [raw[filled:]], filled)
+            if not got:
+                raise PredictorError(
+                    f"the predictor wrote {filled:,} bytes of logits, expected {len(raw):,}"
+                )
+            filled += got
+        return logits.reshape(expected)
+
+    def observe(self, tokens: np.ndarray) -> None:
+        """See `Predictor.observe`.
+
+        Raises
+            PredictorError: no answer.
+        """
+        self._exchange(frame({"do": "observe"}, tokens.astype("<i8").tobytes()))
+
+    def _end(self) -> None:
+        """End the process and all its children."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._selector.close()
+        os.close(self._store)
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if stream is not None:
+                stream.close()
+
+    def _exchange(self, message: bytes) -> dict[str, Any]:
+        """Send a message and wait for one reply, reading what the process prints meanwhile."""
+        if self._received:
+            raise PredictorError("the predictor answered without being asked")
+        process, left, began = self._process, memoryview(message), time.monotonic()
+        assert process.stdin is not None and process.stdout is not None
+        if left:
+            self._selector.register(process.stdin, selectors.EVENT_WRITE)
+        try:
+            while (reply := self._take_frame()) is None:
+                remaining_s = self.budget_s - self.waited_s - (time.monotonic() - began)
+                if remaining_s <= 0:
+                    raise PredictorLostError(
+                        f"the predictor used up its {self.budget_s:g} s and was ended"
+                        + self._last_words()
+                    )
+                for key, _ in self._selector.select(min(remaining_s, 60.0)):
+                    if key.fileobj is process.stdin:
+                        with suppress(BrokenPipeError):
+                            left = left[os.write(key.fd, left) :]
+                            if left:
+                                continue
+                        self._selector.unregister(process.stdin)
+                    elif not (data := os.read(key.fd, 1 << 16)):
+                        self._selector.unregister(key.fileobj)
+                        if key.fileobj is process.stdout:
+                            raise PredictorLostError(self._obituary())
+                    elif key.fileobj is process.stdout:
+                        self._received += data
+                    else:
+                        self._stderr = (self._stderr + data)[-_KEPT_STDERR:]
+        finally:
+            self.waited_s += time.monotonic() - began
+            with suppress(KeyError):
+                self._selector.unregister(process.stdin)
+        return reply
+
+    def _take_frame(self) -> dict[str, Any] | None:
+        """The next whole message in what was received, or None while it is incomplete."""
+        if not MAGIC.startswith(self._received[: len(MAGIC)]):
+            raise PredictorError(
+                f"the predictor printed {_printable(self._received)!r} where a message was "
+                "expected; stdout belongs to the protocol"
+            )
+        if len(self._received) < FRAME.size:
+            return None
+        _, header_bytes, payload_bytes = FRAME.unpack_from(self._received)
+        if header_bytes > _MAX_HEADER or payload_bytes:
+            raise PredictorError(
+                f"the predictor announced a header of {header_bytes:,} and a payload of "
+                f"{payload_bytes:,} bytes; replies have at most {_MAX_HEADER:,} and 0"
+            )
+        end = FRAME.size + header_bytes
+        if len(self._received) < end:
+            return None
+        text, self._received = self._received[FRAME.size : end], self._received[end:]
+        try:
+            header = json.loads(text)
+        except (ValueError, RecursionError):
+            header = None
+        if not isinstance(header, dict):
+            raise PredictorError(
+                f"the predictor answered {_printable(text)!r}, expected a JSON object"
+            )
+        return header
+
+    def _obituary(self) -> str:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=1.0)
+        assert self._process.stderr is not None
+        with suppress(OSError):
+            for _ in range(16):  # a pipe's worth; it may never stop printing
+                self._stderr += os.read(self._process.stderr.fileno(), 1 << 12)
+        self._stderr = self._stderr[-_KEPT_STDERR:]
+        code = self._process.poll()
+        how = "closed its output" if code is None else f"ended with exit code {code}"
+        return f"the predictor {how} before it answered" + self._last_words()
+
+    def _last_words(self) -> str:
+        lines = [line for line in self._stderr.splitlines() if line.strip()]
+        return f"; it last printed: {_printable(lines[-1])}" if lines else ""
+
+
+def _printable(text: bytes) -> str:
+    """At most 200 characters, none of which steers a terminal."""
+    shown = text[:200].decode("utf-8", "replace").strip()
+    return "".join(c if c.isprintable() else " " for c in shown)

@@ -1,0 +1,317 @@
+"""One function per rule: what a submission must satisfy, and how to mend what does not.
+
+A rule never raises for what a submission holds; it answers FAIL, or UNDECIDED where this machine or
+its data cannot tell. `judge` decides which rules are asked.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from speedrun.clock import read_ledger
+from speedrun.config import EvalConfig, RunConfig
+from speedrun.data.dataset import Dataset
+from speedrun.errors import DataError, FormatError, SpeedrunError, SubmissionError
+from speedrun.files import sha256_file
+from speedrun.pack.container import read_container
+from speedrun.pack.submission import counted_bytes, read_manifest
+from speedrun.tracks.load import Track
+from speedrun.verify.verdict import Measurement, RuleResult, Status
+
+REQUIRED = (
+    *("submission.json", "README.md", "model.srz", "train_gpt.py"),
+    *("manifest.json", "logs/ledger.jsonl"),
+)
+BUDGETED = ("train", "calibrate", "average")
+"""Phases that change state from training data: they count, whatever a ledger marks them as."""
+CLAIM_TOLERANCE_BPB = 1e-4
+"""Between the trainer's own score and ours: float rounding of other kernels stays below it."""
+MAX_WINDOW_LOGITS = 1 << 29
+"""Logits of one window: two GiB of float32."""
+MAX_CALL_TOKENS = 1 << 22
+_MAX_JSON = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule's name, from which its three possible results are made."""
+
+    id: str
+
+    def result(self, holds: bool, measured: str = "", limit: str = "", **why: str) -> RuleResult:
+        """PASS or FAIL; the fix is shown only with a FAIL."""
+        if holds:
+            why.pop("fix", None)
+        status = Status.PASS if holds else Status.FAIL
+        return RuleResult(id=self.id, status=status, measured=measured, limit=limit, **why)
+
+    def undecided(self, evidence: str, fix: str = "", measured: str = "") -> RuleResult:
+        """Neither proven nor broken, as far as this machine can tell."""
+        return RuleResult(
+            id=self.id, status=Status.UNDECIDED, evidence=evidence, fix=fix, measured=measured
+        )
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Everything below a folder; links are not followed."""
+    for path in sorted(folder.iterdir()):
+        yield path
+        if path.is_dir() and not path.is_symlink():
+            yield from _walk(path)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+
+
+def strange_files(folder: Path) -> list[str]:
+    """Links, pipes, devices and hidden files: with any of them in the folder, nothing is read."""
+    strange = []
+    for path in _walk(folder):
+        mode = path.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            strange.append(f"{path.relative_to(folder).as_posix()} (not a plain file)")
+        elif path.name.startswith("."):
+            strange.append(f"{path.relative_to(folder).as_posix()} (hidden)")
+    return strange
+
+
+def files(folder: Path) -> RuleResult:
+    """Everything that must be there is, and nothing else: no links, no hidden or unlisted files."""
+    rule = Rule("files")
+    found = {p.relative_to(folder).as_posix() for p in _walk(folder) if p.is_file()}
+    wrong = strange_files(folder)
+    if not wrong:
+        wrong = [f"{name} (missing)" for name in REQUIRED if name not in found]
+        try:
+            listed = {*read_manifest(folder), "manifest.json"}
+        except SubmissionError as error:
+            wrong.append(str(error))
+        else:
+            wrong += [f"{name} (not in manifest.json)" for name in sorted(found - listed)]
+            missing = listed - found - {*REQUIRED}
+            wrong += [f"{name} (listed, not there)" for name in sorted(missing)]
+    return rule.result(
+        not wrong,
+        f"{len(found)} files, {len(wrong)} wrong",
+        "as manifest.json lists",
+        evidence=_few(wrong),
+        fix="build the folder again; edit nothing in it by hand",
+    )
+
+
+def hashes(folder: Path) -> RuleResult:
+    """Every file is the one that the manifest lists."""
+    rule = Rule("hashes")
+    try:
+        listed = read_manifest(folder)
+        changed = [
+            name
+            for name, entry in sorted(listed.items())
+            if (folder / name).lstat().st_size != entry.bytes
+            or sha256_file(folder / name) != entry.sha256
+        ]
+    except (OSError, SubmissionError) as error:
+        return rule.result(False, evidence=str(error), fix="build the folder again")
+    return rule.result(
+        not changed,
+        f"{len(changed)} of {len(listed)} files changed",
+        "0",
+        evidence=_few(changed),
+        fix="build the folder again; edit nothing in it by hand",
+    )
+
+
+def size(folder: Path, track: Track) -> RuleResult:
+    """Counted code and packed weights fit the track's limit."""
+    rule = Rule("size")
+    try:
+        report = counted_bytes(folder, track)
+    except (OSError, SpeedrunError) as error:
+        return rule.result(False, evidence=str(error), fix="build the folder again")
+    return rule.result(
+        report.total <= track.cap_bytes,
+        f"{report.total:,} bytes",
+        f"{track.cap_bytes:,} bytes",
+        evidence=f"code {report.code:,} + model {report.model:,}",
+        fix=f"save {report.total - track.cap_bytes:,} bytes",
+    )
+
+
+def read_claims(folder: Path) -> dict[str, Any]:
+    """The object in `submission.json`.
+
+    Raises
+        SubmissionError: missing, too large, or no JSON object.
+    """
+    path = folder / "submission.json"
+    try:
+        if path.stat().st_size > _MAX_JSON:
+            raise SubmissionError(f"submission.json is larger than {_MAX_JSON:,} bytes")
+        claims = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise SubmissionError(f"submission.json cannot be read: {error}") from error
+    if not isinstance(claims, dict):
+        raise SubmissionError("submission.json holds no JSON object")
+    return claims
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def claims(folder: Path, track: Track) -> RuleResult:
+    """The claim can be read: score, seed and size, and the track and rules version it is for."""
+    rule = Rule("claims")
+    try:
+        found = read_claims(folder)
+        counted = counted_bytes(folder, track).total
+    except SubmissionError as error:
+        return rule.result(False, evidence=str(error), fix="build the folder again")
+    wrong = [
+        f"{key} is {str(found.get(key))[:40]!r}, expected a number"
+        for key in ("val_bpb", "val_loss", "seed")
+        if not _is_number(found.get(key))
+    ]
+    wrong += [
+        f"{key} is {str(found.get(key))[:40]!r}, expected {expected!r}"
+        for key, expected in {
+            "track": track.name,
+            "track_version": track.version,
+            "bytes_total": counted,
+        }.items()
+        if found.get(key) != expected
+    ]
+    return rule.result(
+        not wrong,
+        f"val_bpb {found.get('val_bpb')}",
+        f"{track.name} v{track.version}",
+        evidence="; ".join(wrong),
+        fix="write these keys of submission.json, or judge on the track that it names",
+    )
+
+
+def training_time(folder: Path, track: Track) -> RuleResult:
+    """The ledger's chain holds, and what it books on the budget fits the track's limit."""
+    rule = Rule("training-time")
+    try:
+        phases = read_ledger(folder / "logs" / "ledger.jsonl")
+    except (SubmissionError, RecursionError) as error:
+        return rule.result(False, evidence=str(error), fix="hand in the ledger as it was written")
+    spent_s = sum(p.seconds for p in phases if p.on_budget or p.name in BUDGETED)
+    trained_s = sum(p.seconds for p in phases if p.name == "train")
+    return rule.result(
+        trained_s > 0 and spent_s <= track.train_seconds,
+        f"{spent_s:.3f} s",
+        f"{track.train_seconds:.3f} s",
+        evidence=f"{len(phases)} phases, {trained_s:.3f} s of them 'train'",
+        fix="train again within the budget"
+        if trained_s
+        else "the ledger books no training; hand in the one of this run",
+    )
+
+
+def container(folder: Path) -> tuple[RuleResult, RunConfig | None]:
+    """`model.srz` opens, and the settings in it rebuild a run that can be scored."""
+    rule = Rule("container")
+    try:
+        meta, arrays = read_container((folder / "model.srz").read_bytes())
+        run = RunConfig.from_dict(meta["run"])
+        _check_evaluation(run.evaluation, run.model.vocab_size)
+    except (OSError, FormatError) as error:
+        return rule.result(False, evidence=str(error), fix="pack the weights again"), None
+    except (KeyError, TypeError, AttributeError, SpeedrunError) as error:
+        return (
+            rule.result(
+                False,
+                evidence=f"model.srz: its settings are not a run: {error!s:.200}",
+                fix="pack the weights again, with their recipe",
+            ),
+            None,
+        )
+    return rule.result(True, f"{len(arrays)} arrays, sha256 intact"), run
+
+
+def _check_evaluation(evaluation: EvalConfig, vocab_size: int) -> None:
+    tokens = evaluation.context * evaluation.batch_windows
+    if evaluation.context * vocab_size > MAX_WINDOW_LOGITS or tokens > MAX_CALL_TOKENS:
+        raise FormatError(
+            f"evaluation asks for {evaluation.batch_windows:,} windows of {evaluation.context:,} "
+            f"tokens at once; the judge allows {MAX_CALL_TOKENS:,} tokens and "
+            f"{MAX_WINDOW_LOGITS // vocab_size:,} per window"
+        )
+
+
+def data(folder: Path, track: Track, dataset: Dataset) -> RuleResult:
+    """The text scored here is the track's, intact, and the one that the submission trained for."""
+    rule = Rule("data")
+    published = track.fingerprint
+    try:
+        dataset.verify_validation()
+        measured = (len(dataset.val_tokens()) - 1, dataset.val_raw_bytes)
+        stated = read_claims(folder).get("data_fingerprint")
+    except (DataError, SubmissionError) as error:
+        return rule.undecided(str(error))
+    expected = (published.validation_tokens, published.validation_bytes)
+    if any(expected) and measured != expected:
+        return rule.undecided(
+            f"the text here has {measured[0]:,} targets and {measured[1]:,} bytes, the track "
+            f"{expected[0]:,} and {expected[1]:,}",
+            "fetch the track's corpus",
+        )
+    if stated != dataset.fingerprint:
+        return rule.undecided(
+            f"the submission was trained for data {str(stated)[:12]!r}, here is "
+            f"{dataset.fingerprint[:12]!r}",
+            "judge with the same corpus; `stdlib` is the same under the same Python version",
+        )
+    return rule.result(
+        True,
+        f"{measured[0]:,} targets, {measured[1]:,} bytes",
+        evidence=f"fingerprint {dataset.fingerprint[:12]}",
+    )
+
+
+def metric(folder: Path, measurement: Measurement) -> RuleResult:
+    """The score that the submission claims is the one that the judge measured."""
+    rule = Rule("metric")
+    try:
+        claimed = read_claims(folder).get("val_bpb")
+    except SubmissionError as error:
+        return rule.undecided(str(error))
+    measured = f"{measurement.bpb:.6f} bpb"
+    if not _is_number(claimed):
+        return rule.undecided("no claim to compare with", measured=measured)
+    difference = measurement.bpb - float(claimed)  # type: ignore[arg-type]
+    return rule.result(
+        abs(difference) <= CLAIM_TOLERANCE_BPB,
+        measured,
+        f"{claimed:.6f} +- {CLAIM_TOLERANCE_BPB:g} claimed",
+        evidence=f"measured minus claimed: {difference:+.6f}",
+        fix="claim what `speedrun verify` measures",
+    )
+
+
+def evaluation_time(
+    track: Track, seconds: float, *, finished: bool, comparable: bool
+) -> RuleResult:
+    """Scoring fits the track's limit; on lesser hardware, being too slow proves nothing."""
+    rule = Rule("evaluation-time")
+    measured, limit = f"{seconds:.1f} s", f"{track.eval_seconds:.1f} s"
+    if seconds < track.eval_seconds:
+        if finished:
+            return rule.result(True, measured, limit)
+        return rule.undecided("the predictor did not get to the end of the text")
+    if not comparable:
+        return rule.undecided(
+            f"took {measured} of {limit} on lesser hardware than {track.hardware}",
+            f"judge on {track.hardware}",
+            measured,
+        )
+    return rule.result(False, measured, limit, fix="a larger stride or a smaller model is faster")

@@ -1,0 +1,149 @@
+"""What the judge found: one result per rule, as data, as a table and as `verdict.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from speedrun.errors import RecordError
+from speedrun.files import write_atomic
+
+SCHEMA_VERSION = 1
+
+
+class Status(StrEnum):
+    """How a rule came out."""
+
+    PASS = "PASS"
+    FAIL = "FAIL"
+    UNDECIDED = "UNDECIDED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleResult:
+    """One rule: what was measured against which limit, what shows it, and how to mend it."""
+
+    id: str
+    status: Status
+    measured: str = ""
+    limit: str = ""
+    evidence: str = ""
+    fix: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What the judge measured itself, over the whole validation split."""
+
+    bpb: float
+    """Sliding windows, over bytes of raw text: the official number."""
+    nats_per_token: float
+    token_bpb: float | None
+    """Same nats over the bytes the tokens decode to; None where the tokenizer loses nothing."""
+    chunked_bpb: float | None
+    """Windows that do not overlap; None for adaptive predictors, which see a text once."""
+    num_tokens: int
+    num_bytes: int
+    context: int
+    stride: int
+    kind: str
+    eval_seconds: float
+    """Spent waiting for the predictor, start included."""
+    judge_seconds: float
+    """Spent by the judge on top of that."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Everything about one judgement; the submission is identified by its manifest's hash."""
+
+    submission: str
+    manifest_sha256: str
+    track: str
+    track_version: int
+    level: str
+    isolation: str
+    """`bubblewrap`, `UNSANDBOXED: why`, or `nothing was run`."""
+    machine: str
+    results: tuple[RuleResult, ...]
+    measurement: Measurement | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def status(self) -> Status:
+        """FAIL if a rule is broken, else UNDECIDED if one could not be checked, else PASS."""
+        found = {result.status for result in self.results}
+        return next((s for s in (Status.FAIL, Status.UNDECIDED) if s in found), Status.PASS)
+
+    @property
+    def exit_code(self) -> int:
+        """0 passed, 1 a rule is broken, 2 could not be decided."""
+        return {Status.PASS: 0, Status.FAIL: 1, Status.UNDECIDED: 2}[self.status]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `verdict.json` holds."""
+        return {"status": self.status, **dataclasses.asdict(self)}
+
+
+def write_verdict(verdict: Verdict, path: Path) -> None:
+    """Write `verdict.json` in one step; OutputError if that is impossible."""
+    write_atomic(path, (json.dumps(verdict.to_dict(), indent=2) + "\n").encode())
+
+
+def read_verdict(path: Path) -> Verdict:
+    """Read what `write_verdict` wrote.
+
+    Raises
+        RecordError: missing, damaged, of another schema, or a status that its rules do not give.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        status = values.pop("status")
+        results = tuple(
+            RuleResult(**{**result, "status": Status(result["status"])})
+            for result in values.pop("results")
+        )
+        measured = values.pop("measurement")
+        verdict = Verdict(
+            **values, results=results, measurement=Measurement(**measured) if measured else None
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecordError(f"{path}: not a verdict of this version: {error!r}") from error
+    if verdict.schema_version != SCHEMA_VERSION or verdict.status != status:
+        raise RecordError(
+            f"{path}: schema {verdict.schema_version}, status {status}; expected schema "
+            f"{SCHEMA_VERSION} and {verdict.status}, which its rules give; verify again"
+        )
+    return verdict
+
+
+def print_verdict(verdict: Verdict, console: Console) -> None:
+    """Show a verdict as a table, with a line of fix for each rule that did not pass."""
+    colours = {Status.PASS: "green", Status.FAIL: "bold red", Status.UNDECIDED: "yellow"}
+    table = Table(title=Text(f"{verdict.submission} on {verdict.track} v{verdict.track_version}"))
+    for heading in ("rule", "", "measured", "limit"):
+        table.add_column(heading, overflow="fold")
+    # Text, not markup: names and numbers come from the submission.
+    for result in verdict.results:
+        status = Text(result.status, style=colours[result.status])
+        table.add_row(Text(result.id), status, Text(result.measured), Text(result.limit))
+    console.print(table)
+    for result in verdict.results:
+        if result.status is not Status.PASS:
+            said = "; ".join(part for part in (result.evidence, result.fix) if part)
+            console.print(Text(f"{result.status} {result.id}: {said}"), soft_wrap=True)
+    if found := verdict.measurement:
+        chunked = f", {found.chunked_bpb:.4f} in chunks" if found.chunked_bpb else ""
+        console.print(
+            f"val_bpb {found.bpb:.4f} (context {found.context}, stride {found.stride}){chunked}; "
+            f"{found.eval_seconds:.1f} s of the predictor, {found.judge_seconds:.1f} s of the judge"
+        )
+    console.print(Text(f"{verdict.status} at level {verdict.level}; {verdict.isolation}"))
