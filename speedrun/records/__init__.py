@@ -1,1 +1,1 @@
-
+"""Runs and records: tables, statistics, and what a new record must show."""
