@@ -216,10 +216,10 @@ class Dataset:
         return self._published().validation_bytes
 
     def check(self) -> None:
-        """Check what is cheap: the shards have their lengths, the tokenizer its hash.
+        """Check what is cheap: shards and raw text have their lengths, the tokenizer its hash.
 
         Raises
-            DataError: a shard is missing or damaged.
+            DataError: a shard or a raw text is missing or damaged.
             TokenizerError: the tokenizer is missing or not the one that made the shards.
         """
         shards = [open_shard(path) for path in (*self.train_shards, *self.val_shards)]
@@ -231,6 +231,8 @@ class Dataset:
                     f"{self.folder / entry.file}: {tokens.size:,} tokens, the manifest says "
                     f"{entry.tokens:,}; prepare the dataset again"
                 )
+            if entry.raw is not None:
+                _check_size(self.folder / entry.raw.file, sum(entry.raw.document_bytes))
         expected = self.manifest.tokenizer
         try:
             found = sha256_file(self.tokenizer_path)
@@ -357,6 +359,18 @@ def _open_published(folder: Path, published: CorpusSpec) -> Dataset:
 def _in_order(manifest: Manifest) -> Sequence[ShardEntry]:
     """Train shards, then validation shards, each by name: the order of `Dataset`'s lists."""
     return sorted(manifest.shards, key=lambda shard: (shard.split, shard.file))
+
+
+def _check_size(path: Path, expected_bytes: int) -> None:
+    try:
+        found_bytes = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; prepare it again") from error
+    if found_bytes != expected_bytes:
+        raise DataError(
+            f"{path}: {found_bytes:,} bytes, the manifest says {expected_bytes:,}; "
+            "prepare the dataset again"
+        )
 
 
 def _verify_hash(path: Path, expected: str) -> None:

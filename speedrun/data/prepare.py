@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 import zstandard
@@ -101,18 +100,17 @@ def read_jsonl(path: Path) -> Iterator[Document]:
     """
     number = 0
     try:
-        with _open_text(Path(path)) as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                document: Any = json.loads(line)
-                text = document.get("text") if isinstance(document, dict) else None
-                if not isinstance(text, str):
-                    raise DataError(
-                        f"{path}, line {number:,}: expected an object with a string under 'text', "
-                        f"found {line[:40].strip()!r}"
-                    )
-                yield str(document.get("id", number)), text
+        for number, line in enumerate(_read_lines(Path(path)), start=1):
+            if not line.strip():
+                continue
+            document: Any = json.loads(line)
+            text = document.get("text") if isinstance(document, dict) else None
+            if not isinstance(text, str):
+                raise DataError(
+                    f"{path}, line {number:,}: expected an object with a string under 'text', "
+                    f"found {line[:40].decode(errors='replace').strip()!r}"
+                )
+            yield str(document.get("id", number)), text
     except (OSError, EOFError, ValueError, zstandard.ZstdError) as error:
         raise DataError(
             f"cannot read documents from {path} after line {number:,}: {error}; "
@@ -230,12 +228,27 @@ def _checked(document_id: str, text: str) -> str:
     return text
 
 
-def _open_text(path: Path) -> io.TextIOWrapper:
-    stream: BinaryIO
-    if path.suffix == ".gz":
-        stream = cast(BinaryIO, gzip.open(path))  # noqa: SIM115 - the wrapper closes it
-    elif path.suffix == ".zst":
-        stream = cast(BinaryIO, zstandard.open(path, "rb"))
-    else:
-        stream = path.open("rb")
-    return io.TextIOWrapper(stream, encoding="utf-8", newline="\n")
+def _read_lines(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        if path.suffix == ".gz":
+            with gzip.open(file) as unpacked:
+                yield from unpacked
+        elif path.suffix == ".zst":
+            yield from _unpack_zstd(file)
+        else:
+            yield from file
+
+
+def _unpack_zstd(file: BinaryIO) -> Iterator[bytes]:
+    """Lines of a zstd file. The library's own reader takes a cut file for a short one."""
+    frame = zstandard.ZstdDecompressor().decompressobj()
+    line = packed = b""
+    while packed := packed or file.read(1 << 16):
+        if frame.eof:
+            frame = zstandard.ZstdDecompressor().decompressobj()
+        *lines, line = (line + frame.decompress(packed)).split(b"\n")
+        packed = frame.unused_data
+        yield from lines
+    if not frame.eof:
+        raise EOFError("the file ends inside a zstd frame")
+    yield line

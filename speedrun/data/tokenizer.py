@@ -179,8 +179,14 @@ def train_tokenizer(
             f"cannot train {vocab_size:,} pieces for {path}: {error}; "
             "give more text or ask for another vocabulary"
         ) from error
-    write_atomic(path, model.getvalue())
-    return Tokenizer(model.getvalue(), source=str(path))
+    tokenizer = Tokenizer(model.getvalue(), source=str(path))
+    if tokenizer.vocab_size != vocab_size:  # the trainer stops early when there is no more to merge
+        raise TokenizerError(
+            f"cannot train {vocab_size:,} pieces for {path}: the text yields only "
+            f"{tokenizer.vocab_size:,}; give more text or ask for another vocabulary"
+        )
+    write_atomic(path, tokenizer.model)
+    return tokenizer
 
 
 def _first_bytes(documents: Iterable[str], max_bytes: int) -> Iterator[str]:
