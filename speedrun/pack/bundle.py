@@ -162,6 +162,8 @@ def _differences(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, 
 def _minify(source: str, name: str) -> str:
     import python_minifier
 
+    # Triton compiles the source it finds: argument names and `tl.constexpr` belong to its language.
+    plain = "tl.constexpr" in source
     try:
         # Hoisted literals make text shorter and its compressed form longer.
         return str(
@@ -171,6 +173,8 @@ def _minify(source: str, name: str) -> str:
                 remove_literal_statements=True,
                 remove_asserts=True,
                 hoist_literals=False,
+                rename_locals=not plain,
+                remove_annotations=not plain,
             )
         )
     except Exception as error:

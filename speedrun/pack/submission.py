@@ -97,7 +97,7 @@ def write_submission(
         "submission.json": _json(claims, "submission.json"),
     }
     for name, path in logs.items():
-        if PurePosixPath(name).name != name or name.startswith(".") or "\\" in name:
+        if not name or PurePosixPath(name).name != name or name.startswith(".") or "\\" in name:
             raise SubmissionError(f"log {name!r} needs a plain file name, without folders or dots")
         try:
             files[f"logs/{name}"] = path.read_bytes()

@@ -1,0 +1,235 @@
+"""Protects the bundle: it carries what it needs, nothing else, and runs where `speedrun` is not."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import speedrun
+from speedrun.config import ModelConfig, RunConfig
+from speedrun.errors import PackError
+from speedrun.pack.bundle import _minify, build_bundle, closure, module_sizes
+
+RUN = RunConfig(name="test/bundle", seed=7, model=ModelConfig(width=64))
+
+FILES = {
+    "__init__.py": '__version__ = "9.9"\n',
+    "kernels/__init__.py": "",
+    "kernels/square.py": '''
+"""Squares."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def square(values: torch.Tensor) -> torch.Tensor:
+    """A docstring that need not travel."""
+    # Nor need a comment.
+    return values * values
+''',
+    "worker.py": """
+def work(queue):
+    import sys
+    queue.put([sys.modules["speedrun"].__file__, __file__])
+""",
+    "standalone.py": """
+from __future__ import annotations
+
+import inspect
+import json
+import multiprocessing
+import sys
+import traceback
+from typing import TYPE_CHECKING
+
+from speedrun.config import RunConfig
+from speedrun.kernels import square as kernel
+
+if TYPE_CHECKING:
+    import pydantic
+    from speedrun.absent import Nothing
+
+
+def main(run: RunConfig) -> int:
+    import speedrun
+    from speedrun.worker import work
+
+    def broken():
+        raise ValueError("on purpose")
+
+    facts = {"run": [run.name, run.seed, run.model.width], "arguments": sys.argv[1:]}
+    facts["version"] = speedrun.__version__
+    facts["source"] = inspect.getsource(kernel.square)
+    try:
+        broken()
+    except ValueError:
+        facts["trace"] = traceback.format_exc()
+    try:
+        import speedrun.verify
+    except ModuleNotFoundError as error:
+        facts["absent"] = str(error)
+    if "compile" in sys.argv:
+        import torch
+
+        square = torch.compile(kernel.square, fullgraph=True, backend=sys.argv[2])
+        facts["compiled"] = square(torch.tensor([1.0, 2.0, 3.0])).tolist()
+    if "spawn" in sys.argv:
+        context = multiprocessing.get_context("spawn")
+        queue = context.Queue()
+        child = context.Process(target=work, args=(queue,))
+        child.start()
+        facts["child"] = queue.get(timeout=60)
+        child.join()
+    found = (module for name, module in sys.modules.items() if name.split(".")[0] == "speedrun")
+    facts["files"] = [module.__file__ for module in found]
+    print(json.dumps(facts))
+    return 3
+""",
+}
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A small package named `speedrun`, with our own config, in a folder of its own."""
+    root = tmp_path / "source"
+    for name, text in FILES.items():
+        (root / "speedrun" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "speedrun" / name).write_text(text)
+    for name in ("config.py", "errors.py"):
+        shutil.copy(Path(speedrun.__file__).with_name(name), root / "speedrun" / name)
+    return root
+
+
+def start(bundle: bytes, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a bundle in a new interpreter, isolated from our folders and variables."""
+    path = folder / "elsewhere" / "train_gpt.py"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(bundle)
+    return subprocess.run(
+        [sys.executable, "-I", str(path), *arguments],
+        cwd=path.parent,
+        env={"PATH": os.environ["PATH"], "HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def facts_of(result: subprocess.CompletedProcess[str]) -> dict[str, object]:
+    assert result.returncode == 3, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_bundle_runs_alone(package: Path, tmp_path: Path) -> None:
+    facts = facts_of(start(build_bundle(RUN, root=package), tmp_path, "--x", "1"))
+    assert facts["run"] == ["test/bundle", 7, 64]
+    assert facts["arguments"] == ["--x", "1"]
+    assert facts["version"] == "9.9"
+    assert facts["absent"] == "No module named 'speedrun.verify'"
+    inside = str(tmp_path / "elsewhere" / "train_gpt.py")
+    assert all(file.startswith(inside) for file in facts["files"])
+
+
+def test_sources_can_be_read_inside(package: Path, tmp_path: Path) -> None:
+    facts = facts_of(start(build_bundle(RUN, root=package), tmp_path))
+    assert facts["source"].startswith("def square(values)")
+    assert "docstring" not in facts["source"]
+    assert re.search(r"train_gpt\.py/speedrun/standalone\.py.*\n.*raise ValueError", facts["trace"])
+
+
+def test_spawned_children_find_the_bundle(package: Path, tmp_path: Path) -> None:
+    facts = facts_of(start(build_bundle(RUN, root=package), tmp_path, "spawn"))
+    assert all("elsewhere/train_gpt.py" in file for file in facts["child"])
+
+
+def test_torch_compile_works_inside(package: Path, tmp_path: Path) -> None:
+    facts = facts_of(start(build_bundle(RUN, root=package), tmp_path, "compile", "eager"))
+    assert facts["compiled"] == [1.0, 4.0, 9.0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs g++ on this machine")
+def test_inductor_works_inside(package: Path, tmp_path: Path) -> None:
+    facts = facts_of(start(build_bundle(RUN, root=package), tmp_path, "compile", "inductor"))
+    assert facts["compiled"] == [1.0, 4.0, 9.0]
+
+
+def test_closure_follows_imports_inside_functions(package: Path) -> None:
+    assert list(closure("speedrun.standalone", package)) == [
+        "speedrun",
+        "speedrun.config",
+        "speedrun.errors",
+        "speedrun.kernels",
+        "speedrun.kernels.square",
+        "speedrun.standalone",
+        "speedrun.worker",
+    ]
+
+
+def test_same_sources_same_bytes(package: Path) -> None:
+    code = (
+        "import hashlib, pathlib, sys; from speedrun.pack.bundle import *;"
+        "bundle = build_bundle(RunConfig(name='a'), root=pathlib.Path(sys.argv[1]));"
+        "print(hashlib.sha256(bundle).hexdigest())"
+    )
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", code, str(package)],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(speedrun.__file__).parents[1])},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("import rich", "speedrun.worker, line 1, imports rich"),
+        ("from speedrun.gone import x", "speedrun.worker imports speedrun.gone.x"),
+        ("from . import config", "relative import in line 1"),
+        ("def", "speedrun.worker cannot be bundled"),
+    ],
+)
+def test_what_cannot_travel_is_named(package: Path, line: str, text: str) -> None:
+    (package / "speedrun" / "worker.py").write_text(line)
+    with pytest.raises(PackError, match=re.escape(text)):
+        build_bundle(RUN, root=package)
+
+
+def test_triton_kernels_keep_their_signatures(package: Path) -> None:
+    kernel = "def kernel(pointer, BLOCK: tl.constexpr):\n    offsets = BLOCK\n    return offsets\n"
+    expected = "def kernel(pointer,BLOCK:tl.constexpr):offsets=BLOCK;return offsets"
+    assert _minify(kernel, "speedrun.kernels.some") == expected
+
+
+def test_a_missing_entry_is_named(package: Path) -> None:
+    with pytest.raises(PackError, match=r"speedrun\.nowhere"):
+        build_bundle(RUN, entry_module="speedrun.nowhere", root=package)
+
+
+def test_our_own_bundle_runs_and_is_small(tmp_path: Path) -> None:
+    bundle = build_bundle(RUN)
+    assert len(bundle) <= 40_000
+    result = start(bundle, tmp_path, "--help")
+    assert result.returncode == 0, result.stderr
+    assert "--budget" in result.stdout
+
+
+def test_sizes_name_every_module(package: Path) -> None:
+    sizes = {size.name: size for size in module_sizes(RUN, root=package)}
+    assert sizes["speedrun.config"].packed_bytes > sizes["speedrun.worker"].packed_bytes > 0
+    assert sizes["speedrun.config"].source_bytes > sizes["speedrun.config"].minified_bytes
