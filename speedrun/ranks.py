@@ -88,3 +88,8 @@ class Ranks:
         """Leave the process group."""
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def visible_world() -> int:
+    """Processes that a run on this machine would have: one per GPU, or one."""
+    return max(torch.cuda.device_count(), 1)

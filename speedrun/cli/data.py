@@ -1,0 +1,88 @@
+"""`speedrun data`: which corpora there are, and building one from JSON lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+app = typer.Typer(help="Corpora: list, prepare, check.", no_args_is_help=True)
+
+_JSON = typer.Option(False, "--json", help="Print JSON instead of text.")
+
+
+@app.command("list", epilog="Example: speedrun data list")
+def list_all(as_json: bool = _JSON) -> None:
+    """List the corpora that have a name."""
+    from speedrun import settings
+    from speedrun.corpora.load import FOLDER, load_corpus
+
+    corpora = [load_corpus(name) for name in settings.list_names(FOLDER)]
+    rows = [{"name": corpus.name, "summary": corpus.summary} for corpus in corpora]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    width = max(len(row["name"]) for row in rows)
+    for row in rows:
+        print(f"{row['name']:<{width}}  {row['summary']}")
+
+
+@app.command("check", epilog="Example: speedrun data check stdlib")
+def check(
+    corpus: str = typer.Argument(help="Corpus name, .toml file or dataset folder."),
+    as_json: bool = _JSON,
+) -> None:
+    """Open a corpus (building it if need be) and verify its validation split byte by byte."""
+    from speedrun.data.corpus import open_corpus
+
+    dataset = open_corpus(corpus, echo=(lambda line: None) if as_json else print)
+    dataset.verify_validation()
+    tokens = dataset.val_tokens()
+    facts = {
+        "name": dataset.name,
+        "folder": str(dataset.folder),
+        "vocab_size": dataset.vocab_size,
+        "train_shards": len(dataset.train_shards),
+        "validation_tokens": len(tokens),
+        "validation_bytes": dataset.val_raw_bytes,
+        "bytes_per_token": round(dataset.val_raw_bytes / len(tokens), 4),
+        "token_bytes": dataset.val_token_bytes,
+        "is_lossless": dataset.val_token_bytes == dataset.val_raw_bytes,
+        "fingerprint": dataset.fingerprint,
+    }
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    for key, value in facts.items():
+        print(
+            f"{key.replace('_', ' '):<18} {value if isinstance(value, (bool, str, float)) else f'{value:,}'}"
+        )
+
+
+@app.command(
+    "prepare", epilog="Example: speedrun data prepare docs.jsonl.zst --tokenizer sp.model --out D"
+)
+def prepare(
+    source: Path = typer.Argument(help="JSON lines with id and text: .jsonl, .jsonl.zst, .gz."),
+    tokenizer: Path = typer.Option(..., help="SentencePiece model."),
+    out: Path = typer.Option(..., help="Dataset folder to make."),
+    validation_documents: int = typer.Option(
+        120, min=1, help="The first so many documents by SHA-256 of their id are held out."
+    ),
+) -> None:
+    """Tokenise documents into shards with a manifest and the raw validation text."""
+    from speedrun.data.prepare import prepare_dataset, read_jsonl
+    from speedrun.data.tokenizer import Tokenizer
+
+    dataset = prepare_dataset(
+        read_jsonl(source),
+        Tokenizer.load(tokenizer),
+        out,
+        name=out.name,
+        validation_count=validation_documents,
+    )
+    print(
+        f"{out}: {len(dataset.train_shards)} training shards, "
+        f"{len(dataset.val_tokens()):,} validation tokens, {dataset.val_raw_bytes:,} bytes"
+    )
