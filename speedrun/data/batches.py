@@ -95,42 +95,54 @@ class Batches:
             )
         first = step * self.sequences_per_step + rank * share
         rows = np.empty((share, self.sequence_length + 1), dtype=np.uint16)
-        for row in range(share):
-            shard, start = self._locate(first + row)
-            rows[row] = self._tokens[shard][start : start + rows.shape[1]]
-            # On a GPU an id out of range is an assertion inside a kernel; here it has a name.
-            if self.vocab_size < MAX_VOCAB_SIZE and int(rows[row].max()) >= self.vocab_size:
-                raise DataError(
-                    f"{self._paths[shard]} holds token {rows[row].max():,}, the model's alphabet "
-                    f"has {self.vocab_size:,}; set model.vocab_size to the tokenizer's"
-                )
+        shards, starts = self._locate(np.arange(first, first + share))
+        for row, shard, start in zip(rows, shards.tolist(), starts.tolist(), strict=True):
+            row[:] = self._tokens[shard][start : start + row.size]
+        # On a GPU an id out of range is an assertion inside a kernel; here it has a name.
+        if (largest := int(rows.max())) >= self.vocab_size:
+            shard = shards[int(rows.max(axis=1).argmax())]
+            raise DataError(
+                f"{self._paths[shard]} holds token {largest:,}, the model's alphabet "
+                f"has {self.vocab_size:,}; set model.vocab_size to the tokenizer's"
+            )
         windows = torch.from_numpy(rows.astype(np.int64))
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
-    def _locate(self, window: int) -> tuple[int, int]:
-        """Shard and first token of the `window`-th window ever dealt."""
-        epoch, index = divmod(window, self.num_windows)
-        phases = None
-        if self.order == "shuffled":
-            permutation, phases = self._epoch(epoch)
-            index = int(permutation[index])
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        index -= int(self._ends[shard] - self._windows[shard])
-        phase = 0 if phases is None else int(phases[shard])
-        return shard, phase + index * self.sequence_length
+    def _locate(self, windows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Shard and first token of windows, numbered from the first ever dealt.
+
+        Shapes
+            windows, shards, starts  (n,)  int64
+        """
+        epochs, places = np.divmod(windows, self.num_windows)
+        shards, starts = np.empty_like(windows), np.empty_like(windows)
+        for epoch in np.unique(epochs):  # a batch may straddle two
+            here = epochs == epoch
+            order, phases = self._epoch(int(epoch))
+            index = order[places[here]]
+            shard = np.searchsorted(self._ends, index, side="right")
+            offset = (index - self._ends[shard] + self._windows[shard]) * self.sequence_length
+            shards[here], starts[here] = shard, phases[shard] + offset
+        return shards, starts
 
     def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Permutation of the windows and phase of each shard; only two epochs are kept."""
+        """Order of the windows and phase of each shard; only neighbouring epochs are kept."""
+        if self.order == "sequential":
+            epoch = 0
         if epoch not in self._epochs:
-            # Raw bits, because NumPy promises only these to be the same in every release.
-            bits = np.random.PCG64(np.random.SeedSequence([self.seed % 2**64, epoch]))
-            slack = [
-                max(len(tokens) - 1, 0) - int(windows) * self.sequence_length
-                for tokens, windows in zip(self._tokens, self._windows, strict=True)
-            ]
-            phases = bits.random_raw(len(slack)) % (np.array(slack, dtype=np.uint64) + np.uint64(1))
-            permutation = np.argsort(bits.random_raw(self.num_windows), kind="stable")
             for stale in [kept for kept in self._epochs if abs(kept - epoch) > 1]:
                 del self._epochs[stale]
-            self._epochs[epoch] = permutation, phases.astype(np.int64)
+            self._epochs[epoch] = self._draw(epoch)
         return self._epochs[epoch]
+
+    def _draw(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        if self.order == "sequential":
+            return np.arange(self.num_windows), np.zeros(len(self._tokens), dtype=np.int64)
+        # Raw bits, because NumPy promises only these to be the same in every release.
+        bits = np.random.PCG64(np.random.SeedSequence([self.seed % 2**64, epoch]))
+        slack = [
+            max(len(tokens) - 1, 0) - windows * self.sequence_length
+            for tokens, windows in zip(self._tokens, self._windows.tolist(), strict=True)
+        ]
+        phases = bits.random_raw(len(slack)) % (np.array(slack, dtype=np.uint64) + np.uint64(1))
+        return np.argsort(bits.random_raw(self.num_windows), kind="stable"), phases.astype(np.int64)
