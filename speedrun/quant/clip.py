@@ -10,7 +10,7 @@ from torch import Tensor
 from speedrun.errors import QuantError
 from speedrun.quant.rows import LARGEST_SCALE, SMALLEST_SCALE, check_matrix, codes_of, max_code
 
-_CHUNK = 1 << 19  # elements worked on at once: they stay in a core's cache
+_CHUNK = 1 << 17  # elements worked on at once: they stay in a core's cache
 
 
 def search_clip(weight: Tensor, *, bits: int, candidates: Sequence[float]) -> Tensor:
