@@ -69,6 +69,13 @@ class ModelConfig:
     """Mix each embedding with its predecessor's through a learned gate."""
     ortho_init: bool = False
     """Orthogonal start for matrices with both sides of 64 or more."""
+    block_length: int = 0
+    """Attention sees blocks of so many tokens (at evaluation, of overlapping blocks the later
+    halves count); 0 lets it see whole windows."""
+    ngram_order: int = 0
+    """Longest counted n-gram whose table is added to the logits; 0 counts none. See `count`."""
+    match_order: int = 0
+    """Longest suffix of the context that is looked up in the context itself; 0 looks up none."""
 
     def __post_init__(self) -> None:
         heads = max(self.num_heads, 1)
@@ -98,6 +105,17 @@ class ModelConfig:
                 "bigram_buckets must be 0, or 2 or more": self.bigram_buckets == 0
                 or self.bigram_buckets >= 2,
                 "bigram_width must be at least 1": self.bigram_width >= 1,
+                "block_length must be 0, or even": self.block_length >= 0
+                and self.block_length % 2 == 0,
+                "ngram_order must be 0, or 2 to 8 with vocab_size ** order below 2 ** 63": (
+                    self.ngram_order == 0
+                    or (
+                        2 <= self.ngram_order <= 8
+                        and self.vocab_size <= 2**15
+                        and self.vocab_size**self.ngram_order < 2**63
+                    )
+                ),
+                "match_order must be 0 to 32": 0 <= self.match_order <= 32,
             },
             self,
         )
@@ -207,6 +225,40 @@ class AverageConfig:
             {
                 "ema_decay must be in [0, 1)": 0 <= self.ema_decay < 1,
                 "start_frac must be in [0, 1]": 0 <= self.start_frac <= 1,
+            },
+            self,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountConfig:
+    """How n-grams are counted and pruned, at the start of the budget. Read by `model.counting`."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    entries: tuple[int, ...] = ()
+    """N-grams to keep of each length from 2 to model.ngram_order; their prefixes come on top."""
+    min_count: int = 4
+    """Rarer n-grams are not considered."""
+    discount: float = 0.75
+    """Taken off every count and given to the shorter context."""
+    budget_frac: float = 0.35
+    """Share of the budget that counting may take: a slow machine counts less text."""
+    held_out_tokens: int = 1_500_000
+    """The last training tokens, which are not counted: the network learns on these alone, since
+    n-grams counted on the same text look better than they are."""
+
+    def __post_init__(self) -> None:
+        # JSON knows no tuples, and a frozen setting must be hashable.
+        object.__setattr__(self, "entries", tuple(self.entries))
+        _require(
+            "count",
+            {
+                "entries must be positive numbers": all(number > 0 for number in self.entries),
+                "min_count must be at least 1": self.min_count >= 1,
+                "discount must be in (0, 1)": 0 < self.discount < 1,
+                "budget_frac must be in (0, 1)": 0 < self.budget_frac < 1,
+                "held_out_tokens must be positive": self.held_out_tokens > 0,
             },
             self,
         )
@@ -356,10 +408,25 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     average: AverageConfig = field(default_factory=AverageConfig)
+    count: CountConfig = field(default_factory=CountConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        block = self.model.block_length
+        if block and self.data.sequence_length % block:
+            raise ConfigError(
+                f"data.sequence_length = {self.data.sequence_length} is not a multiple of "
+                f"model.block_length = {block}"
+            )
+        if len(self.count.entries) != max(self.model.ngram_order - 1, 0):
+            raise ConfigError(
+                f"count.entries has {len(self.count.entries)} numbers, model.ngram_order = "
+                f"{self.model.ngram_order} needs {max(self.model.ngram_order - 1, 0)}: one for each "
+                "length from 2"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict: what `recipe.toml` and the bundle store."""
@@ -373,6 +440,7 @@ class RunConfig:
             "optim": OptimConfig,
             "schedule": ScheduleConfig,
             "average": AverageConfig,
+            "count": CountConfig,
             "data": DataConfig,
             "train": TrainConfig,
             "quant": QuantConfig,

@@ -56,7 +56,7 @@ class Predictor(Protocol):
 
 
 class ModelPredictor:
-    """A `model.GPT` (or anything that maps ids (B, T) to logits (B, T, V)) as a fixed predictor."""
+    """A `model.GPT`, or what else maps ids and asked (B, T) to logits (n, V), as fixed predictor."""
 
     kind: Literal["fixed"] = "fixed"
 
@@ -74,11 +74,11 @@ class ModelPredictor:
         self.model.eval()
         mixed = torch.autocast(device.type, self.autocast, enabled=self.autocast is not None)
         with torch.inference_mode(), mixed:
-            logits = self.model(torch.from_numpy(tokens).to(device))
             asked = np.arange(tokens.shape[1]) >= scored_from[:, None]
-            picked: torch.Tensor = logits[torch.from_numpy(asked).to(device)].float()
+            places = (torch.from_numpy(part).to(device) for part in (tokens, asked))
+            logits: torch.Tensor = self.model(*places).float()
         self.model.train(was_training)
-        return picked
+        return logits
 
     def observe(self, tokens: np.ndarray) -> None:
         """A fixed predictor learns nothing."""

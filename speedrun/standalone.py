@@ -19,7 +19,7 @@ from pathlib import Path
 from speedrun.bpb import Score, score
 from speedrun.clock import Clock, Ledger
 from speedrun.config import RunConfig
-from speedrun.data.batches import Batches
+from speedrun.data.batches import open_batches
 from speedrun.data.shards import list_shards, open_shard
 from speedrun.errors import FormatError, SpeedrunError
 from speedrun.model.gpt import GPT
@@ -75,15 +75,7 @@ def _train(run: RunConfig, data: Path, out: Path, budget_s: float) -> None:
         ledger.unlink(missing_ok=True)
     clock = Clock(budget_s, Ledger(ledger if ranks.is_main else None))
     log = RunLog(out, print) if ranks.is_main else RunLog()
-    batches = Batches(
-        list_shards(data, "train"),
-        sequence_length=run.data.sequence_length,
-        tokens_per_step=run.data.tokens_per_step,
-        order=run.data.order,
-        seed=run.seed,
-        vocab_size=run.model.vocab_size,
-    )
-    trained = train(run, batches, clock, ranks, log)
+    trained = train(run, open_batches(list_shards(data, "train"), run), clock, ranks, log)
     ranks.close()
     if not ranks.is_main:
         return

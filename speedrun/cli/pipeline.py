@@ -24,7 +24,7 @@ from torch import Tensor
 from speedrun.bpb import Score, score
 from speedrun.clock import Clock, Ledger, read_ledger
 from speedrun.config import RunConfig
-from speedrun.data.batches import Batches
+from speedrun.data.batches import open_batches
 from speedrun.data.dataset import Dataset, check_vocab
 from speedrun.errors import DataError, OutputError, PackError, SpeedrunError
 from speedrun.files import write_atomic
@@ -284,14 +284,7 @@ def score_packed(packed: bytes, dataset: Dataset) -> Score:
 def _train(
     run: RunConfig, dataset: Dataset, clock: Clock, log: RunLog, checkpoints: Checkpoints
 ) -> Trained:
-    batches = Batches(
-        dataset.train_shards,
-        sequence_length=run.data.sequence_length,
-        tokens_per_step=run.data.tokens_per_step,
-        order=run.data.order,
-        seed=run.seed,
-        vocab_size=run.model.vocab_size,
-    )
+    batches = open_batches(dataset.train_shards, run)
 
     def look(model: GPT, step: int) -> None:
         tokens = dataset.val_tokens()

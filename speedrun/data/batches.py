@@ -15,8 +15,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from speedrun.config import RunConfig
 from speedrun.data.shards import MAX_VOCAB_SIZE, open_shard
 from speedrun.errors import DataError
+
+
+def open_batches(shards: Sequence[Path], run: RunConfig) -> Batches:
+    """The batches that a recipe asks for; with counted n-grams, of the tokens held out for it."""
+    return Batches(
+        shards,
+        sequence_length=run.data.sequence_length,
+        tokens_per_step=run.data.tokens_per_step,
+        order=run.data.order,
+        seed=run.seed,
+        vocab_size=run.model.vocab_size,
+        last_tokens=run.count.held_out_tokens if run.model.ngram_order else 0,
+    )
 
 
 class Batches:
@@ -24,7 +38,8 @@ class Batches:
 
     `sequential` deals windows as they lie and starts again at the end. `shuffled` draws a new
     permutation for every epoch, and new starts: each shard's windows move together by up to the
-    tokens that its last window leaves over.
+    tokens that its last window leaves over. With `last_tokens` there are windows in so many tokens
+    at the end of the shards only (or in half of all, if that is less).
 
     Raises
         DataError: a shard is damaged, the shards hold less than one batch, or the batch is no
@@ -40,6 +55,7 @@ class Batches:
         order: Literal["shuffled", "sequential"] = "sequential",
         seed: int = 0,
         vocab_size: int = MAX_VOCAB_SIZE,
+        last_tokens: int = 0,
     ) -> None:
         if sequence_length < 1 or tokens_per_step < 1 or tokens_per_step % sequence_length:
             raise DataError(
@@ -54,6 +70,10 @@ class Batches:
         self._paths = list(shards)
         # Plain views: slicing a memmap object costs several times the copy of a window.
         self._tokens = [np.asarray(open_shard(path)) for path in self._paths]
+        self.earlier: list[NDArray[np.uint16]] = []
+        """Tokens that `last_tokens` keeps out of the windows, shard by shard."""
+        if last_tokens:
+            self._keep_last(last_tokens)
         self._windows = np.array(
             [max(len(tokens) - 1, 0) // sequence_length for tokens in self._tokens], dtype=np.int64
         )
@@ -68,6 +88,14 @@ class Batches:
                 f"{sequence_length + 1:,} tokens, one step needs {self.sequences_per_step:,}; "
                 "lower data.tokens_per_step or data.sequence_length, or prepare more text"
             )
+
+    def _keep_last(self, last_tokens: int) -> None:
+        left = sum(map(len, self._tokens))
+        left = max(left - last_tokens, left // 2)
+        for i, tokens in enumerate(self._tokens):
+            self.earlier.append(tokens[:left])
+            self._tokens[i] = tokens[left:]
+            left = max(left - len(tokens), 0)
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """Give the global batch of one step.

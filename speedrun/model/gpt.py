@@ -1,10 +1,11 @@
-"""The network, top to bottom: embed, a U-Net of blocks, head, loss. One device, no cluster.
+"""The network, top to bottom: embed, a U-Net of blocks, head, tables, loss. One device, no cluster.
 
 State-dict names and shapes are those of the parameter-golf scripts: published weights load.
 """
 
-# B batch, T tokens, C channels, V alphabet
+# B batch, T tokens, C channels, V alphabet, N asked positions
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from speedrun.kernels.rms_norm import rms_norm
 from speedrun.model.block import Block
 from speedrun.model.embedding import BigramHash, Embedding, SmearGate
 from speedrun.model.linear import Linear
+from speedrun.model.match import MatchHead, MatchIndex
+from speedrun.model.ngram import NgramTable
 from speedrun.model.positions import rotary_base, rotary_table
 
 
@@ -36,23 +39,78 @@ class GPT(nn.Module):
         self.lm_head = (
             None if config.tied_embeddings else Linear(config.width, config.vocab_size, gain=0.0)
         )
+        self.ngram = NgramTable(config) if config.ngram_order else None
+        self.match = MatchHead(config) if config.match_order else None
 
-    def forward(self, ids_BT: Tensor) -> Tensor:
-        """Soft-capped logits of each next token.
+    def forward(self, ids_BT: Tensor, asked_BT: Tensor | None = None) -> Tensor:
+        """Logits of the token after each asked position.
 
         Shapes
-            ids_BT  (B, T)     int64, 0..V-1
-            result  (B, T, V)  float32; softmax of position t predicts token t + 1
+            ids_BT    (B, T)  int64, 0..V-1
+            asked_BT  (B, T)  bool, True at N positions; without it all are asked
+            result    (N, V), or (B, T, V) if all are asked; float32
         """
-        raw_BTV = self.head(self.run_blocks(self.embed(ids_BT)))
-        return softcap(raw_BTV.float(), self.config.logit_softcap)
+        asked = torch.ones_like(ids_BT, dtype=torch.bool) if asked_BT is None else asked_BT
+        hidden_NC = self._hidden_at(ids_BT, asked)
+        logits_NV = softcap(self.head(hidden_NC).float(), self.config.logit_softcap)
+        if self.ngram is not None:
+            logits_NV = self.ngram(logits_NV, hidden_NC, self.ngram.logits(ids_BT, asked))
+        if self.match is not None:
+            ids = ids_BT.cpu().numpy()
+            # What follows a window's last token is unknown, and no earlier position needs it.
+            index = MatchIndex(ids, np.roll(ids, -1, axis=1), self.match.num_lengths)
+            chosen = np.flatnonzero(asked.cpu().numpy())
+            logits_NV = self.match(logits_NV, hidden_NC, index, chosen)
+        return logits_NV if asked_BT is not None else logits_NV.view(*ids_BT.shape, -1)
 
-    def loss(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Mean nats of `targets_BT` (B, T) int64, a float32 scalar."""
-        raw_BTV = self.head(self.run_blocks(self.embed(ids_BT)))
-        return softcap_cross_entropy(
-            raw_BTV.flatten(0, 1), targets_BT.flatten(), self.config.logit_softcap
-        )
+    @torch.no_grad()
+    def read(self, ids_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, ...]:
+        """What the tables and the context say about a batch: facts that `loss` takes as they are.
+
+        Sorting and searching stay outside the compiled graph; without such parts this is empty.
+        """
+        facts: tuple[Tensor, ...] = ()
+        if self.ngram is not None:
+            facts += (self.ngram.logits(ids_BT, torch.ones_like(ids_BT, dtype=torch.bool)),)
+        if self.match is not None:
+            ids, targets = ids_BT.cpu().numpy(), targets_BT.cpu().numpy()
+            evidence = MatchIndex(ids, targets, self.match.num_lengths).evidence()
+            facts += tuple(fact.to(ids_BT.device) for fact in evidence)
+        return facts
+
+    def loss(self, ids_BT: Tensor, targets_BT: Tensor, *facts: Tensor) -> Tensor:
+        """Mean nats of `targets_BT` (B, T) int64, a float32 scalar; `facts` come from `read`."""
+        length = self.config.block_length or ids_BT.size(1)
+        blocks = ids_BT.reshape(-1, length)
+        hidden_NC = rms_norm(self.run_blocks(self.embed(blocks))).flatten(0, 1)
+        raw_NV, targets_N = self.head(hidden_NC), targets_BT.flatten()
+        if not facts:
+            return softcap_cross_entropy(raw_NV, targets_N, self.config.logit_softcap)
+        logits_NV = softcap(raw_NV.float(), self.config.logit_softcap)
+        if self.ngram is not None:
+            counted_NV, *facts_left = facts
+            logits_NV = self.ngram(logits_NV, hidden_NC, counted_NV)
+            facts = tuple(facts_left)
+        if self.match is None:
+            return F.cross_entropy(logits_NV, targets_N)
+        return self.match.nats(logits_NV, hidden_NC, targets_N, *facts).mean()
+
+    def _hidden_at(self, ids_BT: Tensor, asked_BT: Tensor) -> Tensor:
+        """Normalised output of the last block at the asked positions, row by row: (N, C).
+
+        With `block_length`, blocks overlap by half and each position is answered by the block in
+        whose later half it lies; blocks without asked positions are not run.
+        """
+        length, half = self.config.block_length, self.config.block_length // 2
+        if not length or ids_BT.size(1) <= length:
+            return rms_norm(self.run_blocks(self.embed(ids_BT)))[asked_BT]
+        padding = (0, -ids_BT.size(1) % half)
+        blocks = F.pad(ids_BT, padding).unfold(1, length, half)
+        answers = F.pad(asked_BT, padding).unfold(1, length, half).clone()
+        answers[:, 1:, :half] = False
+        is_used = answers.any(2)
+        hidden_BTC = rms_norm(self.run_blocks(self.embed(blocks[is_used])))
+        return hidden_BTC[answers[is_used]]
 
     def embed(self, ids_BT: Tensor) -> Tensor:
         """What enters the first block: (B, T) int64 -> (B, T, C)."""
@@ -85,10 +143,10 @@ class GPT(nn.Module):
                 skips.append(x_BTC)
         return x_BTC
 
-    def head(self, x_BTC: Tensor) -> Tensor:
-        """Logits before the cap: (B, T, C) -> (B, T, V), dtype of x."""
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits before the cap: (..., C) normalised -> (..., V), dtype of `hidden`."""
         weight = self.tok_emb.weight if self.lm_head is None else self.lm_head.weight
-        return F.linear(rms_norm(x_BTC), weight.to(x_BTC.dtype))
+        return F.linear(hidden, weight.to(hidden.dtype))
 
 
 def count_parameters(config: ModelConfig) -> int:

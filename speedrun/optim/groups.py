@@ -26,6 +26,8 @@ CLAIMS: dict[str, tuple[str, ...]] = {
         "skip_weights",
         "*.scale",
         "*.gate",
+        "match.*",
+        "ngram.*",
     ),
 }
 """Group -> shell patterns of its parameters' names. `matrix` goes to Muon, the others to AdamW;

@@ -26,7 +26,8 @@ class Rows(NamedTuple):
 
 
 Rounded = dict[str, Rows | Tensor]
-"""By name: codes with scales, or a float16 tensor."""
+"""By name: codes with scales, a float16 tensor, or integers that are kept as they are."""
+_INTEGERS = (torch.int8, torch.int16)
 
 
 def pack_weights(weights: dict[str, Tensor], quant: QuantConfig, meta: dict[str, Any]) -> bytes:
@@ -45,8 +46,11 @@ def round_weights(weights: dict[str, Tensor], quant: QuantConfig) -> Rounded:
     rounded: Rounded = {}
     for name in sorted(weights):
         weight = weights[name].detach()
+        if weight.dtype in _INTEGERS:
+            rounded[name] = weight.cpu()
+            continue
         if not weight.is_floating_point():
-            raise PackError(f"weight {name!r} holds {weight.dtype}, only floats can be packed")
+            raise PackError(f"weight {name!r} holds {weight.dtype}, which cannot be packed")
         # float64 would keep digits that no format below has.
         weight = weight.to("cpu", torch.float32)
         if weight.ndim < 2 or weight.numel() <= quant.small_tensor_limit:
@@ -73,7 +77,9 @@ def write_weights(rounded: Rounded, codec: str, meta: dict[str, Any]) -> bytes:
             sections.setdefault(f"{tensor.bits} bits", {})[f"{name}:codes"] = tensor.codes.numpy()
             sections.setdefault("scales", {})[f"{name}:scales"] = tensor.scales.numpy()
         else:
-            sections.setdefault("small", {})[name] = tensor.numpy()
+            # Sorting puts these behind the codes; a stream of counts has a section of its own.
+            own = name if tensor.dtype in _INTEGERS else "small"
+            sections.setdefault(own, {})[name] = tensor.numpy()
     ordered = [Section(arrays, codec) for _, arrays in sorted(sections.items())]
     return write_container(ordered, meta)
 
@@ -81,7 +87,7 @@ def write_weights(rounded: Rounded, codec: str, meta: dict[str, Any]) -> bytes:
 def unpack_weights(
     data: bytes, *, raw_limit_bytes: int = RAW_LIMIT_BYTES
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read bytes of any origin back into (meta, float32 weights by name).
+    """Read bytes of any origin back into (meta, weights by name): float32, or integers as stored.
 
     Raises
         FormatError: the container is broken, or its arrays are not weights as FORMAT.md has them.
@@ -89,8 +95,8 @@ def unpack_weights(
     meta, arrays = read_container(data, raw_limit_bytes=raw_limit_bytes)
     tensors: dict[str, dict[str, Tensor]] = {}
     for name, array in arrays.items():
-        if array.dtype not in (np.int8, np.float16):
-            raise FormatError(f"array {name!r} is {array.dtype}, weights are int8 or float16")
+        if array.dtype not in (np.int8, np.int16, np.float16):
+            raise FormatError(f"array {name!r} is {array.dtype}, not int8, int16 or float16")
         owner, _, part = name.partition(":")
         tensors.setdefault(owner, {})[part] = torch.from_numpy(array)
     return meta, {name: _assemble(name, parts) for name, parts in tensors.items()}
@@ -98,6 +104,8 @@ def unpack_weights(
 
 def _assemble(name: str, parts: dict[str, Tensor]) -> Tensor:
     """One weight from its parts, every one of which may be hostile."""
+    if parts.keys() == {""} and parts[""].dtype in _INTEGERS:
+        return parts[""]
     plain, codes, scales = (parts.pop(part, None) for part in ("", "codes", "scales"))
     left, right = (parts.pop(part, None) for part in ("left", "right"))
     floats = [part for part in (plain, scales, left, right) if part is not None]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,8 +15,10 @@ from speedrun.clock import Clock
 from speedrun.config import RunConfig
 from speedrun.data.batches import Batches
 from speedrun.errors import BudgetError
+from speedrun.model.counting import count_ngrams
 from speedrun.model.gpt import GPT
 from speedrun.model.init import build_model
+from speedrun.model.ngram import NgramTable
 from speedrun.optim.averaging import WeightAverage
 from speedrun.optim.groups import build_optimizers
 from speedrun.ranks import Ranks
@@ -27,6 +30,8 @@ from speedrun.train.warmup import warm_up
 STOP = -1.0
 """Progress that rank 0 broadcasts to end the run."""
 ALWAYS_LOGGED_STEPS = 10
+PILOT_SHARE = 40
+"""Counting is tried on one part in so many of the text first."""
 
 
 class SavesState(Protocol):
@@ -52,7 +57,7 @@ class Trained:
     """What a run leaves behind."""
 
     weights: dict[str, Tensor]
-    """Averaged weights under the state dict's names, float32 on the CPU."""
+    """Averaged weights under the state dict's names, float32 on the CPU, and counted integers."""
     steps: int
     """Optimiser steps in them."""
     seconds: float
@@ -101,6 +106,10 @@ def train(
     interrupted = False
     kept: dict[str, Tensor] | None = None
     last_saved_s = last_validated_s = clock.elapsed_s
+    if model.ngram is not None and not done:
+        with clock.phase("count", on_budget=True) as booked:
+            booked["tokens"] = _count(model.ngram, batches, run, clock)
+            log.line(f"counted_tokens:{booked['tokens']} train_time:{1000 * clock.elapsed_s:.0f}ms")
     with clock.phase("train", on_budget=True) as booked:
         while True:
             interrupted = should_stop()
@@ -147,12 +156,29 @@ def train(
     if interrupted and checkpoints:
         with clock.phase("checkpoint", step=done):
             checkpoints.save(done, model, optimizers, average)
+    weights = _copy(average.weights() if kept is None else kept)
     return Trained(
-        weights=_copy(average.weights() if kept is None else kept),
+        weights=weights | {name: buffer.cpu() for name, buffer in model.named_buffers()},
         steps=done,
         seconds=clock.elapsed_s,
         interrupted=interrupted,
     )
+
+
+def _count(table: NgramTable, batches: Batches, run: RunConfig, clock: Clock) -> int:
+    """Fill the table from the text that no batch shows; returns the tokens counted.
+
+    A pilot measures this machine, so that counting keeps to its share of the budget.
+    """
+    stream = np.concatenate(batches.earlier)
+    pilot = stream[-max(len(stream) // PILOT_SHARE, 1) :]
+    started_s = clock.elapsed_s
+    count_ngrams(pilot, run.count, run.model.vocab_size)
+    per_token_s = (clock.elapsed_s - started_s) / len(pilot)
+    affordable = int(run.count.budget_frac * clock.budget_s / per_token_s)
+    counted = stream[-max(affordable, 1) :]
+    table.fill(count_ngrams(counted, run.count, run.model.vocab_size))
+    return len(counted)
 
 
 def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:

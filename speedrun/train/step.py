@@ -27,7 +27,7 @@ class Step:
         Raises
             ConfigError: the global batch cannot be dealt evenly to ranks and micro-batches.
         """
-        self.run, self.ranks = run, ranks
+        self.run, self.ranks, self.model = run, ranks, model
         self.optimizers = optimizers
         self.parameters = list(model.parameters())
         self.micro_batches = _micro_batches(run, ranks)
@@ -57,7 +57,7 @@ class Step:
             inputs.chunk(self.micro_batches), targets.chunk(self.micro_batches), strict=True
         ):
             with self._autocast():
-                loss = self.loss(*part) / self.micro_batches
+                loss = self.loss(*part, *self.model.read(*part)) / self.micro_batches
             loss.backward()
             total += loss.detach()
         self.ranks.average_gradients(self.parameters)
