@@ -16,12 +16,16 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from speedrun.bpb import Score, score
 from speedrun.clock import Clock, Ledger
 from speedrun.config import RunConfig
 from speedrun.data.batches import open_batches
-from speedrun.data.shards import list_shards, open_shard
-from speedrun.errors import FormatError, SpeedrunError
+from speedrun.data.shards import Tokens, list_shards, open_shard
+from speedrun.errors import FormatError, OutputError, SpeedrunError
+from speedrun.files import write_atomic
 from speedrun.model.gpt import GPT
 from speedrun.pack.weights import pack_weights, unpack_weights
 from speedrun.predict import ModelPredictor, serve, take_stdio
@@ -41,68 +45,82 @@ def load_predictor(packed: bytes) -> tuple[RunConfig, ModelPredictor]:
         run = RunConfig.from_dict(meta["run"])
         model = GPT(run.model)
         model.load_state_dict(weights)
+        model.requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
     except (KeyError, TypeError, RuntimeError, SpeedrunError) as error:
         raise FormatError(f"model.srz: weights and settings do not fit: {error}") from error
-    return run, ModelPredictor(model.requires_grad_(False), run.model.vocab_size)
+    return run, ModelPredictor(model, run.model.vocab_size)
 
 
 def main(run: RunConfig) -> None:
     """Entry of the bundle, called with the resolved recipe that it was built from."""
-    if sys.argv[1:2] == ["predict"]:
-        connection = take_stdio()
-        _, predictor = load_predictor(Path(sys.argv[2]).read_bytes())
-        serve(predictor, connection)
-        return
+    try:
+        if sys.argv[1:2] == ["predict"]:
+            _predict(Path(*sys.argv[2:3] or ["model.srz"]))
+        else:
+            _train(run, _parse_arguments(run))
+    except SpeedrunError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 (this is a command line)
+        sys.exit(error.exit_code)
+
+
+def _parse_arguments(run: RunConfig) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train and pack, or: predict model.srz")
     parser.add_argument("--data", type=Path, default=os.environ.get("DATA_PATH", "."))
     parser.add_argument("--out", type=Path, default=Path())
-    parser.add_argument("--seed", type=int, default=os.environ.get("SEED"))
+    parser.add_argument("--seed", type=int, default=os.environ.get("SEED", run.seed))
     parser.add_argument("--budget", type=float, default=run.train.budget_s, help="seconds")
-    arguments = parser.parse_args()
-    if arguments.seed is not None:
-        run = dataclasses.replace(run, seed=int(arguments.seed))
+    return parser.parse_args()
+
+
+def _predict(path: Path) -> None:
+    connection = take_stdio()
     try:
-        _train(run, Path(arguments.data), arguments.out, arguments.budget)
-    except SpeedrunError as error:
-        sys.exit(f"error: {error}")
+        packed = path.read_bytes()
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read: {error.strerror}") from None
+    serve(load_predictor(packed)[1], connection)
 
 
-def _train(run: RunConfig, data: Path, out: Path, budget_s: float) -> None:
+def _train(run: RunConfig, arguments: argparse.Namespace) -> None:
+    data, out = arguments.data, arguments.out
+    timed = dataclasses.replace(run.train, budget_s=arguments.budget)
+    run = dataclasses.replace(run, seed=arguments.seed, train=timed)
+    batches = open_batches(list_shards(data, "train"), run)
     ranks = Ranks.from_environment()
-    ledger = out / "ledger.jsonl"
+    log, ledger = RunLog(), Ledger(None)
     if ranks.is_main:
-        out.mkdir(parents=True, exist_ok=True)
-        ledger.unlink(missing_ok=True)
-    clock = Clock(budget_s, Ledger(ledger if ranks.is_main else None))
-    log = RunLog(out, print) if ranks.is_main else RunLog()
-    trained = train(run, open_batches(list_shards(data, "train"), run), clock, ranks, log)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            for name in ("ledger.jsonl", "train.log", "metrics.jsonl"):
+                (out / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(f"{out}: cannot write there: {error.strerror}") from None
+        log, ledger = RunLog(out, print), Ledger(out / "ledger.jsonl")
+    trained = train(run, batches, Clock(run.train.budget_s, ledger), ranks, log)
     ranks.close()
     if not ranks.is_main:
         return
     packed = pack_weights(trained.weights, run.quant, {"run": run.to_dict()})
-    (out / "model.srz").write_bytes(packed)
+    write_atomic(out / "model.srz", packed)
     log.line(f"Serialized model: {len(packed)} bytes")
     manifest = data / "manifest.json"
     if manifest.exists():
+        tokens = np.concatenate([open_shard(path) for path in list_shards(data, "val")])
         num_bytes = json.loads(manifest.read_text())["val_raw_bytes"]
-        result = _score(packed, data, num_bytes)
-        log.line(
-            f"final_sliding_window_exact val_loss:{result.nats_per_token:.8f} "
-            f"val_bpb:{result.bpb:.8f} stride:{run.evaluation.stride} "
-            f"eval_time:{1000 * result.seconds:.0f}ms"
-        )
+        score_packed(packed, tokens, num_bytes=num_bytes, log=log)
 
 
-def _score(packed: bytes, data: Path, num_bytes: int) -> Score:
-    import numpy as np
+def score_packed(packed: bytes, tokens: Tokens, *, num_bytes: int, log: RunLog) -> Score:
+    """Score packed weights as the judge will, and log the field's line.
 
+    Raises
+        FormatError: see `load_predictor`.
+    """
     run, predictor = load_predictor(packed)
-    tokens = np.concatenate([open_shard(path) for path in list_shards(data, "val")])
-    return score(
-        predictor,
-        tokens,
-        num_bytes=num_bytes,
-        context=run.evaluation.context,
-        stride=run.evaluation.stride,
-        batch_windows=run.evaluation.batch_windows,
+    result = score(predictor, tokens, num_bytes=num_bytes, **dataclasses.asdict(run.evaluation))
+    log.line(
+        f"final_sliding_window_exact val_loss:{result.nats_per_token:.8f} "
+        f"val_bpb:{result.bpb:.8f} stride:{run.evaluation.stride} "
+        f"eval_time:{1000 * result.seconds:.0f}ms"
     )
+    return result

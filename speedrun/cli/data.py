@@ -7,6 +7,8 @@ from pathlib import Path
 
 import typer
 
+from speedrun.cli.screen import say_aside
+
 app = typer.Typer(help="Corpora: list, prepare, check.", no_args_is_help=True)
 
 _JSON = typer.Option(False, "--json", help="Print JSON instead of text.")
@@ -15,11 +17,9 @@ _JSON = typer.Option(False, "--json", help="Print JSON instead of text.")
 @app.command("list", epilog="Example: speedrun data list")
 def list_all(as_json: bool = _JSON) -> None:
     """List the corpora that have a name."""
-    from speedrun import settings
-    from speedrun.corpora.load import FOLDER, load_corpus
+    from speedrun.corpora.load import list_corpora
 
-    corpora = [load_corpus(name) for name in settings.list_names(FOLDER)]
-    rows = [{"name": corpus.name, "summary": corpus.summary} for corpus in corpora]
+    rows = [{"name": corpus.name, "summary": corpus.summary} for corpus in list_corpora()]
     if as_json:
         print(json.dumps(rows, indent=2))
         return
@@ -36,7 +36,7 @@ def check(
     """Open a corpus (building it if need be) and verify its validation split byte by byte."""
     from speedrun.data.corpus import open_corpus
 
-    dataset = open_corpus(corpus, echo=(lambda line: None) if as_json else print)
+    dataset = open_corpus(corpus, echo=say_aside)
     dataset.verify_validation()
     tokens = dataset.val_tokens()
     facts = {
@@ -55,9 +55,8 @@ def check(
         print(json.dumps(facts, indent=2))
         return
     for key, value in facts.items():
-        print(
-            f"{key.replace('_', ' '):<18} {value if isinstance(value, (bool, str, float)) else f'{value:,}'}"
-        )
+        shown = f"{value:,}" if type(value) is int else value
+        print(f"{key.replace('_', ' '):<18} {shown}")
 
 
 @app.command(
@@ -65,11 +64,15 @@ def check(
 )
 def prepare(
     source: Path = typer.Argument(help="JSON lines with id and text: .jsonl, .jsonl.zst, .gz."),
-    tokenizer: Path = typer.Option(..., help="SentencePiece model."),
-    out: Path = typer.Option(..., help="Dataset folder to make."),
+    tokenizer: Path = typer.Option(..., metavar="FILE", help="SentencePiece model."),
+    out: Path = typer.Option(..., metavar="FOLDER", help="Dataset folder to make."),
     validation_documents: int = typer.Option(
-        120, min=1, help="The first so many documents by SHA-256 of their id are held out."
+        120,
+        metavar="N",
+        min=1,
+        help="The first so many documents by SHA-256 of their id are held out.",
     ),
+    as_json: bool = _JSON,
 ) -> None:
     """Tokenise documents into shards with a manifest and the raw validation text."""
     from speedrun.data.prepare import prepare_dataset, read_jsonl
@@ -82,6 +85,16 @@ def prepare(
         name=out.name,
         validation_count=validation_documents,
     )
+    if as_json:
+        facts = {
+            "folder": str(out),
+            "train_shards": len(dataset.train_shards),
+            "validation_tokens": len(dataset.val_tokens()),
+            "validation_bytes": dataset.val_raw_bytes,
+            "fingerprint": dataset.fingerprint,
+        }
+        print(json.dumps(facts, indent=2))
+        return
     print(
         f"{out}: {len(dataset.train_shards)} training shards, "
         f"{len(dataset.val_tokens()):,} validation tokens, {dataset.val_raw_bytes:,} bytes"

@@ -4,34 +4,50 @@ from __future__ import annotations
 
 import sys
 import traceback
+from typing import Any
 
 import typer
 
 from speedrun import __version__
 from speedrun.cli import data, pack, recipes, records, run, tracks, verify
+from speedrun.cli.signals import exit_cleanly
 from speedrun.errors import SpeedrunError
+
+HELP = "Train, pack, judge and record small language models under hard limits."
 
 app = typer.Typer(
     name="speedrun",
-    help="Train, pack, judge and record small language models under hard limits.",
-    epilog="Example: speedrun run --budget 60s. Every command takes --debug for a traceback. "
-    "Exit codes: 0 passed, 1 a rule is broken, 2 could not be done or decided, 130 interrupted.",
+    help=HELP,
+    epilog="Start with `speedrun run`. Every command has --help, most have --json, and --debug "
+    "shows the traceback of an error. Exit codes: 0 passed, 1 a rule is broken, 2 could not be "
+    "done or decided, 130 interrupted (Ctrl-C), 143 terminated.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,  # plain help starts in half the time
     pretty_exceptions_enable=False,
 )
-app.command("run", epilog="Example: speedrun run --budget 60s --recipe pocket/default")(run.run)
-app.command("pack", epilog="Example: speedrun pack runs/2026-11-22-default-s42 --cap 1MB")(
-    pack.pack
-)
-app.command("verify", epilog="Example: speedrun verify runs/2026-11-22-default-s42/submission")(
-    verify.verify
-)
+app.command(
+    "run",
+    short_help="Train inside the budget, pack, verify, add to the table.",
+    epilog="Example: speedrun run --budget 60s --recipe pocket/default",
+)(run.run)
+app.command(
+    "pack",
+    short_help="Pack a run again, with other bits or another codec.",
+    epilog="Example: speedrun pack runs/2026-11-22-101500-pocket-default-s42 --codec best",
+)(pack.pack)
+app.command(
+    "verify",
+    short_help="Judge a submission.",
+    epilog="Example: speedrun verify runs/2026-11-22-101500-pocket-default-s42/submission",
+)(verify.verify)
 app.add_typer(records.app, name="records")
 app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(tracks.app, name="tracks")
+
+_USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
+"""`click.ClickException`, of the click that this typer brings or of the one beside it."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -40,30 +56,40 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(help=HELP)
 def _global_options(
     version: bool = typer.Option(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
-    """Train, pack, judge and record small language models under hard limits."""
+    pass
 
 
 def main() -> None:
     """Entry point of the `speedrun` command."""
-    debug = "--debug" in sys.argv[1:]
-    sys.argv = [word for word in sys.argv if word != "--debug"]
+    words = sys.argv[1:]
+    exit_cleanly()
     try:
-        app()
-    except SpeedrunError as error:
-        if debug:
+        plain = [word for word in words if word != "--debug"]
+        sys.exit(app(plain, prog_name="speedrun", standalone_mode=False))
+    except (SpeedrunError, OSError, _USAGE_ERROR) as error:
+        if "--debug" in words:
             traceback.print_exc()
-        else:
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(_report(error))
+
+
+def _report(error: Any) -> int:
+    """Print an error for a person, in one line; returns the exit code."""
+    if not isinstance(error, _USAGE_ERROR):
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code if isinstance(error, SpeedrunError) else SpeedrunError.exit_code
+    message, context = error.format_message(), getattr(error, "ctx", None)
+    if "\n" in message:  # a command without any word: its help
+        print(message, file=sys.stderr)
+    else:
+        command = context.command_path if context else "speedrun"
+        print(f"error: {message.rstrip('.')}; see {command} --help", file=sys.stderr)
+    return int(error.exit_code)
 
 
 if __name__ == "__main__":

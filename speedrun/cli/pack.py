@@ -7,47 +7,73 @@ from pathlib import Path
 
 import typer
 
+PACKING_SECTIONS = ("quant.", "evaluation.")
+"""What may still change after training."""
+
 
 def pack(
-    run: Path = typer.Argument(help="Run folder (with weights.safetensors and recipe.toml)."),
-    out: Path | None = typer.Option(None, help="Submission folder. Default: RUN/submission."),
-    cap: str = typer.Option("", help="Largest total size, e.g. 16MB. Default: the track's."),
-    codec: str = typer.Option("", help="zstd, lzma, brotli, ans or best. Default: the recipe's."),
-    overrides: list[str] = typer.Option([], "--set", help="quant.key=value, repeatable."),
-    data: Path | None = typer.Option(None, help="Dataset folder. Default: the track's corpus."),
-    author: str = typer.Option("", help="Name in the submission. Default: $SPEEDRUN_AUTHOR."),
+    run: Path = typer.Argument(help="Run folder, trained to the end."),
+    out: Path | None = typer.Option(
+        None, metavar="FOLDER", help="Submission folder. Default: RUN/submission."
+    ),
+    cap: str = typer.Option(
+        "", metavar="SIZE", help="Largest total size, e.g. 16MB. Default: the track's."
+    ),
+    codec: str = typer.Option(
+        "", metavar="NAME", help="zstd, lzma, brotli, ans or best. Default: the recipe's."
+    ),
+    overrides: list[str] = typer.Option(
+        [],
+        "--set",
+        metavar="KEY=VALUE",
+        help="quant.key=value or evaluation.key=value, repeatable.",
+    ),
+    data: Path | None = typer.Option(
+        None, metavar="FOLDER", help="Dataset folder. Default: the track's corpus."
+    ),
+    author: str = typer.Option(
+        "", metavar="NAME", help="Name in the submission. Default: $SPEEDRUN_AUTHOR."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
     """Round, compress and score the weights of a run; write a submission folder."""
-    from speedrun.cli import pipeline
+    from speedrun.cli.folder import read_folder, read_trained
+    from speedrun.cli.packing import pack_run
     from speedrun.data.corpus import open_corpus
+    from speedrun.errors import ConfigError, DataError
     from speedrun.units import parse_size
 
+    for text in overrides:
+        if not text.lstrip().startswith(PACKING_SECTIONS):
+            raise ConfigError(
+                f"--set {text}: the run is trained; only quant.* and evaluation.* can change"
+            )
     if codec:
         overrides = [*overrides, f'quant.codec="{codec}"']
-    recipe, track = pipeline.read_folder(run, overrides)
-    packed = pipeline.pack_run(
+    recipe, track = read_folder(run, overrides)
+    cap_bytes = parse_size(cap) if cap else track.cap_bytes
+    if (trained := read_trained(run)) is None:
+        raise DataError(f"{run} is not trained to the end: speedrun run --resume {run}")
+    packed = pack_run(
         recipe,
         track,
         open_corpus(data or track.corpus),
         run,
-        pipeline.read_weights(run / "weights.safetensors"),
+        trained,
         out=out or run / "submission",
-        cap_bytes=parse_size(cap) if cap else track.cap_bytes,
-        author=author or pipeline.default_author(),
+        cap_bytes=cap_bytes,
+        author=author,
     )
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "submission": str(packed.folder),
-                    "bytes_model": packed.model_bytes,
-                    "bytes_code": packed.code_bytes,
-                    "bytes_total": packed.total_bytes,
-                    "val_bpb": packed.score.bpb,
-                }
-            )
-        )
+        facts = {
+            "submission": str(packed.folder),
+            "bytes_model": packed.model_bytes,
+            "bytes_code": packed.code_bytes,
+            "bytes_total": packed.total_bytes,
+            "cap_bytes": cap_bytes,
+            "val_bpb": packed.score.bpb,
+        }
+        print(json.dumps(facts, indent=2))
         return
     print(
         f"{packed.folder}: model {packed.model_bytes:,} + code {packed.code_bytes:,} = "

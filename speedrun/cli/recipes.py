@@ -31,7 +31,9 @@ def list_all(as_json: bool = _JSON) -> None:
 @app.command("show", epilog="Example: speedrun recipes show golf/pr649 --set seed=7")
 def show(
     name: str = typer.Argument(help="Recipe name, or a path to a .toml file."),
-    overrides: list[str] = typer.Option([], "--set", help="section.key=value, repeatable."),
+    overrides: list[str] = typer.Option(
+        [], "--set", metavar="KEY=VALUE", help="section.key=value, repeatable."
+    ),
     as_json: bool = _JSON,
 ) -> None:
     """Print every key of a resolved recipe."""
@@ -40,7 +42,7 @@ def show(
     from speedrun.recipes.load import load_recipe
 
     values = load_recipe(name, overrides).to_dict()
-    print(json.dumps(values, indent=2) if as_json else tomli_w.dumps(values), end="")
+    print(json.dumps(values, indent=2) if as_json else tomli_w.dumps(values).rstrip())
 
 
 @app.command("diff", epilog="Example: speedrun recipes diff golf/baseline golf/pr649")

@@ -36,4 +36,4 @@ def show(
     from speedrun.tracks.load import load_track
 
     values = load_track(name).to_dict()
-    print(json.dumps(values, indent=2) if as_json else tomli_w.dumps(values), end="")
+    print(json.dumps(values, indent=2) if as_json else tomli_w.dumps(values).rstrip())

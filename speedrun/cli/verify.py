@@ -9,6 +9,8 @@ from pathlib import Path
 
 import typer
 
+from speedrun.cli.screen import say_aside
+
 
 class Level(StrEnum):
     """How deep the judge looks."""
@@ -20,12 +22,21 @@ class Level(StrEnum):
 def verify(
     submission: Path = typer.Argument(help="Submission folder."),
     level: Level = typer.Option(Level.score, help="static reads files, score also runs the model."),
-    track: str = typer.Option("", help="Track name or .toml file. Default: what it was made for."),
-    data: Path | None = typer.Option(None, help="Dataset folder. Default: the track's corpus."),
-    out: Path | None = typer.Option(None, help="Also write verdict.json to this path."),
+    track: str = typer.Option(
+        "", metavar="NAME|FILE", help="Track name or .toml file. Default: what it was made for."
+    ),
+    data: Path | None = typer.Option(
+        None, metavar="FOLDER", help="Dataset folder. Default: the track's corpus."
+    ),
+    out: Path | None = typer.Option(
+        None, metavar="FILE", help="Also write verdict.json to this path."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the verdict as JSON."),
 ) -> None:
-    """Judge a submission: exit code 0 passed, 1 a rule is broken, 2 could not be decided."""
+    """Judge a submission: every rule, and its score measured in a sandbox.
+
+    Exit code 0 passed, 1 a rule is broken, 2 could not be decided.
+    """
     from rich.console import Console
 
     from speedrun.data.corpus import open_corpus
@@ -34,15 +45,15 @@ def verify(
     from speedrun.verify.judge import verify_submission
     from speedrun.verify.verdict import print_verdict, write_verdict
 
-    chosen = load_track(track or _claimed_track(submission))
+    chosen = load_track(track or claimed_track(submission))
     dataset = None
     if level is not Level.static:
         try:
-            dataset = open_corpus(data or chosen.corpus, echo=_say)
+            dataset = open_corpus(data or chosen.corpus, echo=say_aside)
         except DataError as error:
             if data is not None:
                 raise
-            _say(f"the corpus of track {chosen.name} is not here: {error}")
+            say_aside(f"the corpus of track {chosen.name} is not here: {error}")
     verdict = verify_submission(submission, chosen, dataset, level=level.value, progress=_show)
     if out is not None:
         write_verdict(verdict, out)
@@ -53,23 +64,27 @@ def verify(
     raise typer.Exit(verdict.exit_code)
 
 
-def _claimed_track(submission: Path) -> str:
-    """The track that a submission names, which its own file may not redefine."""
-    from speedrun.errors import SubmissionError
+def claimed_track(submission: Path) -> str:
+    """The shipped track that a submission names; it may not bring its own.
 
+    Raises
+        SubmissionError: there is no such folder, or it names no shipped track.
+    """
+    from speedrun import settings
+    from speedrun.errors import SubmissionError
+    from speedrun.tracks.load import FOLDER
+
+    if not submission.is_dir():
+        raise SubmissionError(f"{submission} is not a folder; expected a submission")
     try:
         name = json.loads((submission / "submission.json").read_bytes())["track"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SubmissionError(
             f"{submission / 'submission.json'}: names no track ({error}); give --track"
         ) from error
-    if not isinstance(name, str) or name.endswith(".toml"):
-        raise SubmissionError(f"{submission / 'submission.json'}: track {name!r}; give --track")
-    return name
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    if name not in settings.list_names(FOLDER):
+        raise SubmissionError(f"{submission} is for track {name!r:.40}; give its file with --track")
+    return str(name)
 
 
 def _show(what: str, done: int, total: int) -> None:

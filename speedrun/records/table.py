@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -57,7 +59,9 @@ def update_readme(path: Path, table: str) -> None:
 
 def records_table(records: Sequence[Record]) -> Table:
     """For a terminal; best first."""
-    table = Table("val_bpb", "record", "track", "author", "date")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("val_bpb", "record", "track", "author", "date"):
+        table.add_column(heading, overflow="fold")
     for record in sorted(records, key=lambda record: record.val_bpb.mean):
         track = f"{record.track} v{record.track_version}"
         cells = (str(record.val_bpb), record.slug, track, record.author, record.date)
@@ -65,15 +69,26 @@ def records_table(records: Sequence[Record]) -> Table:
     return table
 
 
-def runs_table(rows: Sequence[RunRow]) -> Table:
-    """For a terminal; oldest first."""
-    table = Table("time", "recipe", "track", "seed", "steps", "val_bpb", "bytes", "verdict")
+def runs_table(rows: Sequence[RunRow], *, title: str = "") -> Table:
+    """For a terminal; in the order of `rows`. Fits 80 columns, so the track goes into the title."""
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("time", "recipe", "seed", "steps", "val_bpb", "bytes", "verdict"):
+        is_number = heading in ("seed", "steps", "val_bpb", "bytes")
+        table.add_column(heading, justify="right" if is_number else "left", overflow="fold")
     for row in rows:
         bpb = "" if row.val_bpb is None else f"{row.val_bpb:.4f}"
         size = "" if row.num_bytes is None else f"{row.num_bytes:,}"
-        cells = (row.time, row.recipe, row.track, str(row.seed), f"{row.num_steps:,}", bpb, size)
+        cells = (_when(row.time), row.recipe, str(row.seed), f"{row.num_steps:,}", bpb, size)
         table.add_row(*map(Text, (*cells, row.verdict)))
     return table
+
+
+def _when(time: str) -> str:
+    """`11-22 10:55` by the clock on the wall; a time that is none stays as it is."""
+    try:
+        return datetime.datetime.fromisoformat(time).astimezone().strftime("%m-%d %H:%M")
+    except ValueError:
+        return time
 
 
 def _cell(text: str) -> str:

@@ -190,7 +190,7 @@ def claims(folder: Path, track: Track) -> RuleResult:
     ]
     return rule.result(
         not wrong,
-        f"val_bpb {found.get('val_bpb')}",
+        f"val_bpb {float(found['val_bpb']):.6f}" if not wrong else "",
         f"{track.name} v{track.version}",
         evidence="; ".join(wrong),
         fix="write these keys of submission.json, or judge on the track that it names",
@@ -292,8 +292,8 @@ def metric(folder: Path, measurement: Measurement) -> RuleResult:
     return rule.result(
         abs(difference) <= CLAIM_TOLERANCE_BPB,
         measured,
-        f"{claimed:.6f} +- {CLAIM_TOLERANCE_BPB:g} claimed",
-        evidence=f"measured minus claimed: {difference:+.6f}",
+        f"{claimed:.6f} ± {CLAIM_TOLERANCE_BPB:g}",
+        evidence=f"measured minus claimed: {difference:+.6f} bpb",
         fix="claim what `speedrun verify` measures",
     )
 

@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -128,7 +129,8 @@ def read_verdict(path: Path) -> Verdict:
 def print_verdict(verdict: Verdict, console: Console) -> None:
     """Show a verdict as a table, with a line of fix for each rule that did not pass."""
     colours = {Status.PASS: "green", Status.FAIL: "bold red", Status.UNDECIDED: "yellow"}
-    table = Table(title=Text(f"{verdict.submission} on {verdict.track} v{verdict.track_version}"))
+    title = Text(f"{verdict.submission} on {verdict.track} v{verdict.track_version}")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("rule", "", "measured", "limit"):
         table.add_column(heading, overflow="fold")
     # Text, not markup: names and numbers come from the submission.
@@ -140,10 +142,10 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
         if result.status is not Status.PASS:
             said = "; ".join(part for part in (result.evidence, result.fix) if part)
             console.print(Text(f"{result.status} {result.id}: {said}"), soft_wrap=True)
+    said = f"{verdict.status} at level {verdict.level}; {verdict.isolation}"
     if found := verdict.measurement:
         chunked = f", {found.chunked_bpb:.4f} in chunks" if found.chunked_bpb else ""
-        console.print(
-            f"val_bpb {found.bpb:.4f} (context {found.context}, stride {found.stride}){chunked}; "
-            f"{found.eval_seconds:.1f} s of the predictor, {found.judge_seconds:.1f} s of the judge"
-        )
-    console.print(Text(f"{verdict.status} at level {verdict.level}; {verdict.isolation}"))
+        scored = f"{found.bpb:.4f} (context {found.context:,}, stride {found.stride:,}){chunked}"
+        console.print(f"val_bpb {scored}", soft_wrap=True)
+        said += f"; predictor {found.eval_seconds:.1f} s, judge {found.judge_seconds:.1f} s"
+    console.print(Text(said), soft_wrap=True)
