@@ -28,7 +28,7 @@ REQUIRED = (
     *("submission.json", "README.md", "model.srz", "train_gpt.py"),
     *("manifest.json", "logs/ledger.jsonl"),
 )
-BUDGETED = ("train", "calibrate", "average")
+BUDGETED = ("count", "train", "calibrate", "average")
 """Phases that change state from training data: they count, whatever a ledger marks them as."""
 CLAIM_TOLERANCE_BPB = 1e-4
 """Between the trainer's own score and ours: float rounding of other kernels stays below it."""
