@@ -132,6 +132,16 @@ def read_ledger(path: Path) -> list[Phase]:
     return phases
 
 
+@dataclass(slots=True)
+class _Open:
+    """A phase that is running or interrupted by an inner one; moments as in the ledger."""
+
+    name: str
+    on_budget: bool
+    details: dict[str, Any]
+    kept_s: float | None = None
+
+
 class Clock:
     """Seconds spent of a budget. Phases nest: an inner phase interrupts the outer one.
 
@@ -148,14 +158,19 @@ class Clock:
         self._now = now
         self._origin_s = now() - ledger.end_s
         self._spent_s = ledger.budgeted_s
-        self._open: list[tuple[str, bool, dict[str, Any]]] = []
+        self._open: list[_Open] = []
         self._segment_start_s = 0.0
+
+    @property
+    def now_s(self) -> float:
+        """Seconds since the ledger began, budgeted or not, as exactly as the ledger writes them."""
+        return round(self._now() - self._origin_s, 6)
 
     @property
     def elapsed_s(self) -> float:
         """Budgeted seconds so far, the running phase included."""
-        running = self._open and self._open[-1][1]
-        return self._spent_s + (self._time_s() - self._segment_start_s if running else 0.0)
+        running = self._open and self._open[-1].on_budget
+        return self._spent_s + (self.now_s - self._segment_start_s if running else 0.0)
 
     @property
     def remaining_s(self) -> float:
@@ -172,44 +187,42 @@ class Clock:
         self, name: str, *, on_budget: bool = False, **details: Any
     ) -> Iterator[dict[str, Any]]:
         """Book the block under `name`; what is added to the yielded dict goes into its line."""
-        if self._open:
-            self._close_segment()
-        self._open.append((name, on_budget, dict(details)))
-        self._segment_start_s = self._time_s()
+        self._segment_start_s = self._close_segment() if self._open else self.now_s
+        phase = _Open(name, on_budget, dict(details))
+        self._open.append(phase)
         try:
-            yield self._open[-1][2]
+            yield phase.details
         finally:
-            self._close_segment()
+            stop_s = self._close_segment()
             self._open.pop()
-            self._segment_start_s = self._time_s()
+            if phase.kept_s is not None:
+                self._book(f"discarded {name}", stop_s, self.now_s, False, phase.details)
+            self._segment_start_s = self.now_s
 
-    def give_back(self, *, since_s: float) -> float:
-        """End the running budgeted segment at the moment when `elapsed_s` was `since_s`.
+    def keep(self, elapsed_s: float) -> None:
+        """Say that the running phase's work counts up to the moment when `elapsed_s` was this.
 
-        For work whose result is thrown away: a step that outlasted the budget. What ran after that
-        moment is booked off the budget as `discarded`. Returns the seconds given back.
+        From the first call on, only what is kept is on the budget. What the phase does after its
+        last call, a step that outlasts the budget or an exception, is booked as discarded when it
+        ends; an inner phase begins where the outer one was kept.
         """
-        name, on_budget, details = self._open[-1]
-        assert on_budget, "only budgeted time can be given back"
-        stop_s = self._segment_start_s + since_s - self._spent_s
-        given_back_s = self._time_s() - stop_s
-        self._close_segment(stop_s=stop_s)
-        self._open.append((f"discarded {name}", False, dict(details)))
-        self._segment_start_s = stop_s
-        self._close_segment()
-        self._open.pop()
-        self._segment_start_s = self._time_s()
-        return given_back_s
+        kept_s = self._segment_start_s + elapsed_s - self._spent_s
+        self._open[-1].kept_s = round(kept_s, 6)
 
-    def _time_s(self) -> float:
-        return self._now() - self._origin_s
+    def _close_segment(self) -> float:
+        """Book the running phase so far; returns the moment up to which it was booked."""
+        phase, stop_s = self._open[-1], self.now_s
+        if phase.kept_s is not None:
+            stop_s = max(phase.kept_s, self._segment_start_s)
+        self._book(phase.name, self._segment_start_s, stop_s, phase.on_budget, phase.details)
+        return stop_s
 
-    def _close_segment(self, stop_s: float | None = None) -> None:
-        name, on_budget, details = self._open[-1]
-        stop_s = self._time_s() if stop_s is None else stop_s
+    def _book(
+        self, name: str, start_s: float, stop_s: float, on_budget: bool, details: dict[str, Any]
+    ) -> None:
         phase = Phase(
             name=name,
-            start_s=self._segment_start_s,
+            start_s=start_s,
             stop_s=stop_s,
             on_budget=on_budget,
             details=dict(details),

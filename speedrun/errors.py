@@ -28,6 +28,10 @@ class BudgetError(SpeedrunError):
     """The time budget is too short for the work that must fit into it."""
 
 
+class TrainError(SpeedrunError):
+    """Training went wrong: the loss is not a number any more."""
+
+
 class CheckpointError(SpeedrunError):
     """A checkpoint is damaged or belongs to another run."""
 

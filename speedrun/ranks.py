@@ -29,7 +29,8 @@ class Ranks:
         """Join the process group that torchrun's variables describe, or be alone.
 
         Raises
-            ConfigError: the variables are incomplete or name more local ranks than there are GPUs.
+            ConfigError: the variables are incomplete, contradict each other or name more local
+                ranks than there are GPUs; or the other processes cannot be reached.
         """
         try:
             rank = int(os.environ.get("RANK", "0"))
@@ -37,6 +38,11 @@ class Ranks:
             local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         except ValueError as error:
             raise ConfigError(f"RANK, WORLD_SIZE and LOCAL_RANK must be numbers: {error}") from None
+        if not 0 <= rank < world or (world > 1 and "RANK" not in os.environ):
+            raise ConfigError(
+                f"RANK = {os.environ.get('RANK', 'unset')} is no place among WORLD_SIZE = {world} "
+                "processes; start them with torchrun, or unset both to run alone"
+            )
         device = torch.device("cpu")
         if torch.cuda.is_available():
             if local_rank >= torch.cuda.device_count():
@@ -47,7 +53,12 @@ class Ranks:
             device = torch.device("cuda", local_rank)
             torch.cuda.set_device(device)
         if world > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            try:
+                dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            except (ValueError, RuntimeError) as error:
+                raise ConfigError(
+                    f"rank {rank} cannot join the other processes: {error}"
+                ) from error
         return cls(rank=rank, world=world, device=device)
 
     @property
@@ -63,21 +74,20 @@ class Ranks:
         dist.broadcast(shared, src=0)
         return tuple(shared.tolist())
 
-    def average_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Replace each gradient by its mean over ranks, in one flat message per dtype."""
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by its mean over ranks, in one flat message per dtype."""
         if self.world == 1:
             return
         by_dtype: dict[torch.dtype, list[Tensor]] = {}
-        for parameter in parameters:
-            if parameter.grad is not None:
-                by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)
-        for gradients in by_dtype.values():
-            flat = torch.cat([gradient.flatten() for gradient in gradients])
+        for tensor in tensors:
+            by_dtype.setdefault(tensor.dtype, []).append(tensor)
+        for members in by_dtype.values():
+            flat = torch.cat([tensor.flatten() for tensor in members])
             dist.all_reduce(flat)
             flat /= self.world
-            pieces = flat.split([gradient.numel() for gradient in gradients])
-            for gradient, piece in zip(gradients, pieces, strict=True):
-                gradient.copy_(piece.view_as(gradient))
+            pieces = torch.split(flat, [tensor.numel() for tensor in members])
+            for tensor, piece in zip(members, pieces, strict=True):
+                tensor.copy_(piece.view_as(tensor))
 
     def synchronize(self) -> None:
         """Wait until the device has done what was queued; only then does a clock mean much."""

@@ -57,17 +57,61 @@ def test_clock_stands_still_while_an_inner_phase_runs(tmp_path: Path, time: Fake
     ]
 
 
-def test_discarded_work_is_given_back_and_booked(tmp_path: Path, time: FakeTime) -> None:
+def test_what_follows_the_last_kept_step_is_discarded(tmp_path: Path, time: FakeTime) -> None:
     clock = Clock(20.0, Ledger(tmp_path / "ledger.jsonl"), now=time)
     with clock.phase("train", on_budget=True):
+        clock.keep(clock.elapsed_s)
         time.pass_(19)
-        started_s = clock.elapsed_s
+        clock.keep(clock.elapsed_s)
         time.pass_(4)  # a stalled step
-        assert clock.give_back(since_s=started_s) == pytest.approx(4)
+        assert clock.elapsed_s == pytest.approx(23)
     assert clock.elapsed_s == pytest.approx(19)
     phases = read_ledger(tmp_path / "ledger.jsonl")
-    assert sum(phase.seconds for phase in phases if phase.on_budget) == pytest.approx(19)
-    assert [phase.name for phase in phases] == ["train", "discarded train", "train"]
+    assert [(phase.name, phase.on_budget, phase.seconds) for phase in phases] == [
+        ("train", True, pytest.approx(19)),
+        ("discarded train", False, pytest.approx(4)),
+    ]
+
+
+def test_nothing_that_was_not_kept_is_on_the_budget_after_an_error(
+    tmp_path: Path, time: FakeTime
+) -> None:
+    clock = Clock(20.0, Ledger(tmp_path / "ledger.jsonl"), now=time)
+    with pytest.raises(ZeroDivisionError), clock.phase("train", on_budget=True):
+        clock.keep(clock.elapsed_s)
+        time.pass_(25)
+        raise ZeroDivisionError
+    assert clock.elapsed_s == 0
+
+
+def test_an_inner_phase_begins_where_the_outer_one_was_kept(tmp_path: Path, time: FakeTime) -> None:
+    clock = Clock(20.0, Ledger(tmp_path / "ledger.jsonl"), now=time)
+    with clock.phase("train", on_budget=True):
+        time.pass_(20)
+        clock.keep(clock.elapsed_s)
+        time.pass_(1)  # log lines
+        with clock.phase("checkpoint"):
+            time.pass_(5)
+        time.pass_(2)
+    names = [(phase.name, phase.seconds) for phase in read_ledger(tmp_path / "ledger.jsonl")]
+    assert names == [
+        ("train", pytest.approx(20)),
+        ("checkpoint", pytest.approx(6)),
+        ("train", 0),
+        ("discarded train", pytest.approx(2)),
+    ]
+
+
+def test_clock_and_ledger_add_up_to_the_same_number(tmp_path: Path, time: FakeTime) -> None:
+    clock = Clock(20.0, Ledger(tmp_path / "ledger.jsonl"), now=time)
+    kept_s = 0.0
+    for step in range(50):
+        with clock.phase("train", on_budget=True):
+            time.pass_(0.0123456789 * (step + 1))
+            kept_s = clock.elapsed_s
+            clock.keep(kept_s)
+            time.pass_(0.0000123)
+    assert Ledger(tmp_path / "ledger.jsonl").budgeted_s == clock.elapsed_s == kept_s
 
 
 def test_a_resumed_clock_continues_its_account(tmp_path: Path, time: FakeTime) -> None:

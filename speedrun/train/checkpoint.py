@@ -1,11 +1,13 @@
 """Everything a run needs to go on as if nothing had happened, in one safetensors file.
 
 Weights, optimiser moments, the average and the step number. The order of the data is a function of
-seed and step, and the clock's account is the ledger beside it, so neither is stored twice.
+seed and step, and the clock's account is the ledger beside it, so neither is stored twice. A digest
+covers it all: safetensors alone would load a flipped bit as a weight.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -48,33 +50,41 @@ class Checkpoints:
         parts |= {f"optimizer{i}": each.state_dict() for i, each in enumerate(optimizers)}
         for name, state in parts.items():
             plain[name] = _take_tensors(state, name, tensors)
-        write_atomic(self.path, save(tensors, metadata={"speedrun": json.dumps(plain)}))
+        text = json.dumps(plain)
+        metadata = {"speedrun": text, "sha256": _digest(text, tensors)}
+        write_atomic(self.path, save(tensors, metadata=metadata))
 
     def restore(
         self,
         model: GPT,
         optimizers: list[torch.optim.Optimizer],
         average: WeightAverage,
-    ) -> int:
-        """Load the checkpoint into the given objects; returns the steps done, 0 without one.
+    ) -> int | None:
+        """Load the checkpoint into the given objects; returns the steps done, None without one.
 
         Raises
             CheckpointError: the file is damaged, or was written by a run with another recipe.
         """
         if not self.path.exists():
-            return 0
+            return None
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(self.path, framework="pt") as file:
-                plain = json.loads(file.metadata()["speedrun"])
+                text, digest = file.metadata()["speedrun"], file.metadata()["sha256"]
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{self.path}: damaged: {error}; start a new run") from error
-        if RunConfig.from_dict(plain["run"]) != self.run:
+        if _digest(text, tensors) != digest:
             raise CheckpointError(
-                f"{self.path}: belongs to another recipe or seed than recipe.toml beside it; "
-                "resume with the recipe it was started with"
+                f"{self.path}: damaged: its content does not have the sha256 that it names; "
+                "start a new run"
+            )
+        plain = json.loads(text)
+        if different := _differences(plain["run"], json.loads(json.dumps(self.run.to_dict()))):
+            raise CheckpointError(
+                f"{self.path}: belongs to another recipe: {different[0]}; "
+                "resume with the recipe and seed that it was started with"
             )
         try:
             model.load_state_dict(_put_tensors(plain["model"], tensors))
@@ -84,6 +94,26 @@ class Checkpoints:
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{self.path}: does not fit this model: {error}") from error
         return int(plain["step"])
+
+
+def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _differences(there: Any, here: Any, key: str = "") -> list[str]:
+    """What two settings disagree on, key by key."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        names = sorted(there.keys() | here.keys())
+        return [
+            line
+            for name in names
+            for line in _differences(there.get(name), here.get(name), f"{key}.{name}".strip("."))
+        ]
+    return [] if there == here else [f"{key} is {there!r} there and {here!r} here"]
 
 
 def _take_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

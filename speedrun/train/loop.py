@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from speedrun.clock import Clock
 from speedrun.config import RunConfig
 from speedrun.data.batches import Batches
-from speedrun.errors import BudgetError
-from speedrun.model.counting import count_ngrams
+from speedrun.errors import BudgetError, TrainError
 from speedrun.model.gpt import GPT
 from speedrun.model.init import build_model
-from speedrun.model.ngram import NgramTable
 from speedrun.optim.averaging import WeightAverage
 from speedrun.optim.groups import build_optimizers
 from speedrun.ranks import Ranks
+from speedrun.train.count import count_in_time, rehearse
 from speedrun.train.log import RunLog
 from speedrun.train.pace import Pace
 from speedrun.train.step import Step
@@ -30,8 +29,6 @@ from speedrun.train.warmup import warm_up
 STOP = -1.0
 """Progress that rank 0 broadcasts to end the run."""
 ALWAYS_LOGGED_STEPS = 10
-PILOT_SHARE = 40
-"""Counting is tried on one part in so many of the text first."""
 
 
 class SavesState(Protocol):
@@ -48,8 +45,8 @@ class SavesState(Protocol):
 
     def restore(
         self, model: GPT, optimizers: list[torch.optim.Optimizer], average: WeightAverage
-    ) -> int:
-        """Load the last state, return its step."""
+    ) -> int | None:
+        """Load the last state, return its step; None if there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +77,11 @@ def train(
     """Train `run` until `clock`'s budget is spent, `train.max_steps` are done or `should_stop`.
 
     The budget is never exceeded: no step starts that might not fit, and a step that outlasts the
-    budget all the same is thrown away with its time booked as discarded.
+    budget all the same is thrown away, with its time booked as discarded.
 
     Raises
         BudgetError: not even one step fits.
+        TrainError: the loss is NaN or infinite.
     """
     with clock.phase("set-up"):
         model = build_model(run.model, seed=run.seed).to(ranks.device)
@@ -93,54 +91,59 @@ def train(
         log.line(f"model_params:{sum(p.numel() for p in model.parameters())}")
         log.line(step_once.description)
     with clock.phase("warm-up", steps=run.train.warmup_steps):
-        pace = Pace(warm_up(model, optimizers, step_once, run, ranks))
-        done = checkpoints.restore(model, optimizers, average) if checkpoints else 0
-    if done:
+        rehearsal_s = rehearse(run, clock) if model.ngram is not None else 0.0
+        pace = Pace(*ranks.broadcast(warm_up(model, optimizers, step_once, run, ranks, clock)))
+        restored = checkpoints.restore(model, optimizers, average) if checkpoints else None
+    done = restored or 0
+    if restored is not None:
         log.line(f"resumed:step:{done} train_time:{1000 * clock.elapsed_s:.0f}ms")
-    elif not pace.fits(clock.remaining_s):
-        raise BudgetError(
-            f"a budget of {clock.budget_s:.3f} s does not hold one step of {pace.slowest_s:.3f} s; "
-            "raise --budget or lower data.tokens_per_step"
-        )
+    if not done and not pace.fits(*ranks.broadcast(clock.remaining_s)):
+        raise _too_short(clock, pace)
 
-    interrupted = False
-    kept: dict[str, Tensor] | None = None
-    last_saved_s = last_validated_s = clock.elapsed_s
-    if model.ngram is not None and not done:
+    if model.ngram is not None and restored is None:
         with clock.phase("count", on_budget=True) as booked:
-            booked["tokens"] = _count(model.ngram, batches, run, clock)
-            log.line(f"counted_tokens:{booked['tokens']} train_time:{1000 * clock.elapsed_s:.0f}ms")
-    with clock.phase("train", on_budget=True) as booked:
+            counted = count_in_time(model.ngram, batches.earlier, run, clock, ranks, rehearsal_s)
+            booked["tokens"] = counted
+            log.line(f"counted_tokens:{counted} train_time:{1000 * clock.elapsed_s:.0f}ms")
+    last_saved_s = last_validated_s = clock.elapsed_s
+    kept = {name: tensor.clone() for name, tensor in average.weights().items()}
+    with clock.phase("train", on_budget=True, steps=done) as booked:
+        clock.keep(last_saved_s)
         while True:
-            interrupted = should_stop()
-            may_go_on = (
-                not interrupted and done < run.train.max_steps and pace.fits(clock.remaining_s)
-            )
+            may_go_on = done < run.train.max_steps and pace.fits(clock.remaining_s)
             # Every rank obeys rank 0's reading: with a clock each, learning rates would differ in
             # the last digits and the copies of the weights would drift apart.
-            progress, is_risky = ranks.broadcast(
+            progress, is_signalled = ranks.broadcast(
                 max(clock.progress, done / run.train.max_steps) if may_go_on else STOP,
-                pace.is_risky(clock.remaining_s),
+                should_stop(),
             )
-            if progress == STOP:
+            if progress == STOP or is_signalled:
                 break
             started_s = clock.elapsed_s
-            kept = _copy(average.weights()) if is_risky else None
             inputs, targets = batches.for_rank(done, rank=ranks.rank, world=ranks.world)
             loss = step_once(inputs.to(ranks.device), targets.to(ranks.device), progress)
             average.update(progress)
             ranks.synchronize()
-            elapsed_s = clock.elapsed_s
-            if is_risky and ranks.broadcast(elapsed_s)[0] > clock.budget_s:
-                clock.give_back(since_s=started_s)
+            nats = float(loss)
+            if not math.isfinite(nats):
+                raise TrainError(
+                    f"step {done + 1}: the loss is {nats} nats, expected a number; lower the "
+                    "learning rates (optim.*_lr) or set optim.grad_clip, then start a new run"
+                )
+            (elapsed_s,) = ranks.broadcast(clock.elapsed_s)
+            pace.record(elapsed_s - started_s)
+            if elapsed_s > clock.budget_s:
+                booked["discarded_steps"] = 1
                 break
-            kept = None
             done += 1
             booked["steps"] = done
-            pace.record(elapsed_s - started_s)
-            log.on_step(progress, elapsed_s, float(loss))
+            clock.keep(elapsed_s)
+            torch._foreach_copy_(list(kept.values()), list(average.weights().values()))
+            log.on_step(progress, elapsed_s, nats)
             if done <= ALWAYS_LOGGED_STEPS or done % run.train.log_every_steps == 0:
-                _log_step(log, run, done, progress, float(loss), elapsed_s)
+                _log_step(log, run, done, progress, nats, elapsed_s)
+            if not ranks.is_main:
+                continue
             if checkpoints and _is_due(run.train.checkpoint_every_s, elapsed_s, last_saved_s):
                 last_saved_s = elapsed_s
                 with clock.phase("checkpoint", step=done):
@@ -149,40 +152,32 @@ def train(
                 last_validated_s = elapsed_s
                 with clock.phase("validate", step=done):
                     validate(model, done)
-    log.line(
-        f"stopping_early: {'signal' if interrupted else 'wallclock_cap'} "
-        f"train_time:{1000 * clock.elapsed_s:.0f}ms step:{done}/{run.train.max_steps}"
-    )
-    if interrupted and checkpoints:
+    interrupted = bool(is_signalled)
+    if not done and not interrupted:
+        raise _too_short(clock, pace)
+    if interrupted or done < run.train.max_steps:
+        log.line(
+            f"stopping_early: {'signal' if interrupted else 'wallclock_cap'} "
+            f"train_time:{1000 * clock.elapsed_s:.0f}ms step:{done}/{run.train.max_steps}"
+        )
+    if interrupted and checkpoints and ranks.is_main:
         with clock.phase("checkpoint", step=done):
             checkpoints.save(done, model, optimizers, average)
-    weights = _copy(average.weights() if kept is None else kept)
+    counts = dict(model.named_buffers())
     return Trained(
-        weights=weights | {name: buffer.cpu() for name, buffer in model.named_buffers()},
+        weights={name: tensor.cpu() for name, tensor in (kept | counts).items()},
         steps=done,
         seconds=clock.elapsed_s,
         interrupted=interrupted,
     )
 
 
-def _count(table: NgramTable, batches: Batches, run: RunConfig, clock: Clock) -> int:
-    """Fill the table from the text that no batch shows; returns the tokens counted.
-
-    A pilot measures this machine, so that counting keeps to its share of the budget.
-    """
-    stream = np.concatenate(batches.earlier)
-    pilot = stream[-max(len(stream) // PILOT_SHARE, 1) :]
-    started_s = clock.elapsed_s
-    count_ngrams(pilot, run.count, run.model.vocab_size)
-    per_token_s = (clock.elapsed_s - started_s) / len(pilot)
-    affordable = int(run.count.budget_frac * clock.budget_s / per_token_s)
-    counted = stream[-max(affordable, 1) :]
-    table.fill(count_ngrams(counted, run.count, run.model.vocab_size))
-    return len(counted)
-
-
-def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().float().cpu().clone() for name, tensor in weights.items()}
+def _too_short(clock: Clock, pace: Pace) -> BudgetError:
+    counted = f", of which {clock.elapsed_s:.3f} s are spent," if clock.elapsed_s else ""
+    return BudgetError(
+        f"a budget of {clock.budget_s:.3f} s{counted} does not hold one step of "
+        f"{pace.slowest_s:.3f} s; raise --budget or lower data.tokens_per_step"
+    )
 
 
 def _is_due(every_s: float, elapsed_s: float, last_s: float) -> bool:

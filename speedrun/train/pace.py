@@ -6,8 +6,6 @@ from collections import deque
 
 RECENT_STEPS = 20
 """A stall is remembered for so many steps, then forgiven."""
-DANGER_STEPS = 3
-"""With room for fewer steps than this, a step might overrun, so the weights before it are kept."""
 
 
 class Pace:
@@ -29,7 +27,3 @@ class Pace:
     def fits(self, remaining_s: float, reserved_s: float = 0.0) -> bool:
         """Whether another step as slow as the slowest recent one ends within the budget."""
         return remaining_s - reserved_s >= self.slowest_s
-
-    def is_risky(self, remaining_s: float, reserved_s: float = 0.0) -> bool:
-        """Whether a step a few times slower than any seen would overrun."""
-        return remaining_s - reserved_s < DANGER_STEPS * self.slowest_s

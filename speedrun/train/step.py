@@ -17,7 +17,7 @@ from speedrun.ranks import Ranks
 
 
 class Step:
-    """Callable that advances the model by one step and returns the mean loss in nats."""
+    """Callable that advances the model by one step; returns the global batch's mean nats."""
 
     def __init__(
         self, model: GPT, optimizers: list[torch.optim.Optimizer], run: RunConfig, ranks: Ranks
@@ -58,9 +58,9 @@ class Step:
         ):
             with self._autocast():
                 loss = self.loss(*part, *self.model.read(*part)) / self.micro_batches
-            loss.backward()
+            torch.autograd.backward(loss)
             total += loss.detach()
-        self.ranks.average_gradients(self.parameters)
+        self.ranks.average([total, *(p.grad for p in self.parameters if p.grad is not None)])
         if self.run.optim.grad_clip:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.run.optim.grad_clip)
         for optimizer in self.optimizers:

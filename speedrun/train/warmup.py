@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import time
 from typing import TYPE_CHECKING
 
 import torch
 
+from speedrun.clock import Clock
 from speedrun.config import RunConfig
 from speedrun.model.gpt import GPT
 from speedrun.ranks import Ranks
@@ -22,6 +22,7 @@ def warm_up(
     step: Step,
     run: RunConfig,
     ranks: Ranks,
+    clock: Clock,
 ) -> float:
     """Run `train.warmup_steps` full steps on random tokens and restore weights and optimisers.
 
@@ -35,10 +36,10 @@ def warm_up(
     # One more step than asked for: the first compiles, and a later one is what is measured.
     for _ in range(run.train.warmup_steps + 1):
         tokens = torch.randint(run.model.vocab_size, shape, generator=generator).to(ranks.device)
-        started_s = time.monotonic()
+        started_s = clock.now_s
         step(tokens, tokens.roll(-1, dims=1), 0.0)
         ranks.synchronize()
-        seconds = time.monotonic() - started_s
+        seconds = clock.now_s - started_s
     model.load_state_dict(weights)
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict(state)
