@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from speedrun.config import CountConfig
+from speedrun.errors import DataError
 from speedrun.model.ngram import CODE_UNITS, UNITS, Ints
 
 Floats = NDArray[np.float64]
@@ -20,7 +21,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(slots=True)
 class _Counts:
-    """N-grams of one length that are frequent enough, sorted by key, with facts of their context."""
+    """N-grams of one length that are frequent enough, sorted by key, and facts of their context."""
 
     keys: Ints
     count: Ints
@@ -60,7 +61,9 @@ class _Model:
         return np.where(is_kept, order.probability[entry], backed_off)
 
 
-def count_ngrams(tokens: NDArray[np.uint16], config: CountConfig, vocab_size: int) -> dict[str, Tensor]:
+def count_ngrams(
+    tokens: NDArray[np.uint16], config: CountConfig, vocab_size: int
+) -> dict[str, Tensor]:
     """Count all n-grams of a stream and return the buffers of the best pruned table.
 
     Of each length the `config.entries` with the largest gain are kept: count times the log of what
@@ -70,10 +73,18 @@ def count_ngrams(tokens: NDArray[np.uint16], config: CountConfig, vocab_size: in
     Shapes
         tokens  (num_tokens,)  below `vocab_size`
         result  see `ngram.NgramTable`
+
+    Raises
+        DataError: a token is not below `vocab_size`.
     """
     lengths = range(2, len(config.entries) + 2)
     stream = tokens.astype(np.int64)
     frequency = np.bincount(stream, minlength=vocab_size) + 0.5
+    if len(frequency) > vocab_size:
+        raise DataError(
+            f"the text to count holds token {len(frequency) - 1:,}, the model's alphabet "
+            f"has {vocab_size:,}; set model.vocab_size to the tokenizer's"
+        )
     unigram = np.maximum(np.round(np.log(frequency / frequency.sum()) * UNITS), -(2**15))
     # Sorting releases the interpreter lock, so the lengths share the cores.
     with ThreadPoolExecutor(2) as pool:
@@ -96,10 +107,11 @@ def count_ngrams(tokens: NDArray[np.uint16], config: CountConfig, vocab_size: in
 
 
 def _count(stream: Ints, n: int, vocab_size: int, min_count: int) -> _Counts:
-    keys = stream[: len(stream) - n + 1].copy()
-    for back in range(1, n):
+    size = max(len(stream) - n + 1, 0)
+    keys = stream[:size].copy()
+    for place in range(1, n):
         keys *= vocab_size
-        keys += stream[back : len(stream) - n + 1 + back]
+        keys += stream[place : place + size]
     keys.sort()
     first = _starts(keys)
     keys, count = keys[first], np.diff(np.append(first, len(keys)))
@@ -126,8 +138,8 @@ def _fit(counts: _Counts, keys: Ints, model: _Model, n: int, discount: float) ->
     first = _starts(keys // model.vocab_size)
     owner = np.searchsorted(first, np.arange(len(keys)), side="right") - 1
     if not len(keys):
-        empty = np.zeros(0)
-        return _Order(keys, empty, empty.astype(np.int8), keys, np.ones(1))
+        # `_find` points at place 0 of an empty table too.
+        return _Order(keys, np.ones(1), np.zeros(0, dtype=np.int8), keys, np.ones(1))
     stored = np.add.reduceat(probability, first)
     # Nothing may be certain, or the rest of the alphabet would have no probability at all.
     probability = probability / np.maximum(1.0, stored / 0.9999)[owner]

@@ -1,4 +1,4 @@
-"""Copying from the context: what followed the last n tokens when they occurred before in this window.
+"""Copying from the context: what followed the last n tokens earlier in the same window.
 
 For every suffix length n the earlier occurrences vote for their followers. A small gate, fed with
 how much evidence there is and how well each length has predicted lately, mixes these votes with the
@@ -10,7 +10,7 @@ network's distribution. Nothing but earlier tokens of the same document is read.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,9 +26,11 @@ GATE_WIDTH = 32
 MEMORY = 0.9
 """Decay per token of the record of past successes."""
 MEMORY_TOKENS = 64
+"""How far back the record goes, a power of two."""
 NETWORK_HEAD_START = 2.0
 """Bias of the network's gate at the start: votes must earn their share."""
 BOS_ID = 1
+VOTES_AT_ONCE = 2**20
 
 
 class Evidence(NamedTuple):
@@ -104,7 +106,8 @@ class MatchHead(nn.Module):
             result     (N, V)  float32
         """
         device, chosen = logits_NV.device, torch.from_numpy(asked)
-        evidence = Evidence(*(fact[chosen].to(device) for fact in index.evidence()))
+        facts = index.evidence()
+        evidence = Evidence(*(fact[chosen].to(device) for fact in facts))
         discount_M = self.discount.sigmoid()
         log_gate_NE = self._log_gate(
             logits_NV,
@@ -119,16 +122,21 @@ class MatchHead(nn.Module):
         flat = mixture_NV.view(-1)
         vocab_size = logits_NV.size(1)
         left_NM = _left(evidence.total, evidence.distinct, discount_M)
-        for m in range(self.num_lengths):
-            owners, followers, is_first, latest = index.votes(m, asked)
-            rows = torch.from_numpy(owners).to(device)
-            share = (gate_NE[:, 1 + m] / left_NM[:, m])[rows]
-            weight = share * (1 - discount_M[m] * torch.from_numpy(is_first).to(device))
-            place = rows * vocab_size + torch.from_numpy(followers).to(device)
-            flat.index_add_(0, place, weight)
-            rows = torch.from_numpy(np.flatnonzero(latest >= 0)).to(device)
-            place = rows * vocab_size + torch.from_numpy(latest[latest >= 0]).to(device)
-            flat.index_add_(0, place, gate_NE[rows, 1 + self.num_lengths + m])
+        # A window of one repeated token has N * N / 2 occurrences: a piece has a bounded number.
+        votes = np.cumsum(facts.total[:, 0].numpy()[asked], dtype=np.int64)
+        cuts = np.searchsorted(votes, np.arange(VOTES_AT_ONCE, votes[-1:].sum(), VOTES_AT_ONCE))
+        for first, piece in zip([0, *cuts.tolist()], np.split(asked, cuts), strict=True):
+            for m in range(self.num_lengths):
+                owners, followers, is_first, latest = index.votes(m, piece)
+                rows = torch.from_numpy(owners + first).to(device)
+                share = (gate_NE[:, 1 + m] / left_NM[:, m])[rows]
+                weight = share * (1 - discount_M[m] * torch.from_numpy(is_first).to(device))
+                place = rows * vocab_size + torch.from_numpy(followers).to(device)
+                flat.index_add_(0, place, weight)
+                known = np.flatnonzero(latest >= 0)
+                rows = torch.from_numpy(known + first).to(device)
+                place = rows * vocab_size + torch.from_numpy(latest[known]).to(device)
+                flat.index_add_(0, place, gate_NE[rows, 1 + self.num_lengths + m])
         return mixture_NV.clamp_min(1e-20).log()
 
     def _log_gate(
@@ -156,9 +164,10 @@ class MatchHead(nn.Module):
 
 
 class MatchIndex:
-    """Earlier occurrences of every suffix in windows of tokens, by sorting rolling hashes.
+    """Earlier occurrences of every suffix in windows of tokens, by sorting.
 
-    A match never crosses windows or documents.
+    A match never crosses windows or documents. Suffixes are numbered length by length: a longer
+    one is the number of the shorter and one older token. Whoever is alone is left out from then on.
     """
 
     def __init__(self, ids: Ints, targets: Ints, num_lengths: int) -> None:
@@ -166,112 +175,95 @@ class MatchIndex:
 
         Shapes
             ids      (B, T)  int64
-            targets  (B, T)  int64, the token after each; where it is unknown, any number
+            targets  (B, T)  int64, the token after each; in the last column, where nobody may know
+                     it, any token
 
         A position's evidence uses targets of earlier positions only: tokens that it may see. Only
         `hits` and `repeats` use its own.
         """
         self.num_lengths = num_lengths
-        self.shape = ids.shape
-        self.targets = targets.reshape(-1)
-        rows, length = ids.shape
-        # Windows and documents hash differently, so that nothing matches across them.
-        document = np.cumsum(ids == BOS_ID, axis=1) + np.arange(rows)[:, None] * (length + 1)
-        hashes = _mix(document.astype(np.uint64))
-        tokens = ids.astype(np.uint64) + np.uint64(1)
-        follower = targets.astype(np.uint64) + np.uint64(1)
-        self._groups: list[_Groups] = []
-        for m in range(num_lengths):
-            older = np.zeros_like(tokens)
-            older[:, m:] = tokens[:, : length - m] if m else tokens
-            hashes = _mix(hashes * np.uint64(0x9E3779B97F4A7C15) + older)
-            with_target = _mix(hashes ^ (follower * np.uint64(0xC2B2AE3D27D4EB4F)))
-            self._groups.append(_Groups(hashes.reshape(-1), with_target.reshape(-1)))
+        # With the last target a window holds every follower, and a position's follower agrees with
+        # an earlier one's exactly if the suffixes one longer, one position on, are the same.
+        windows = np.concatenate([ids, targets[:, -1:]], axis=1)
+        self.shape = windows.shape
+        starts_document = windows == BOS_ID
+        starts_document[:, 0] = True
+        number = np.cumsum(starts_document)
+        tokens = windows.reshape(-1)
+        size = len(tokens)
+        # Number, token and position share 63 bits: enough for 2 ** 23 tokens of any alphabet.
+        position_bits, token_bits = size.bit_length(), int(tokens.max()).bit_length()
+        self._followers = np.append(tokens[1:], 0)
+        self._ranks = np.zeros((num_lengths + 1, size + 1), dtype=np.int64)
+        """How many earlier members each position's group has, for each length; a column more."""
+        self._members: list[Ints] = []
+        """Positions group by group, each group in the order of the text."""
+        column = np.tile(np.arange(self.shape[1]), self.shape[0])
+        members = np.arange(size)
+        for m in range(num_lengths + 1):
+            members = members[column[members] >= m]
+            key = number[members] << token_bits | tokens[members - m]
+            # Position in the low bits: sorting plain integers is several times as fast as argsort.
+            ordered = np.sort(key << position_bits | members)
+            key, members = ordered >> position_bits, ordered & (2**position_bits - 1)
+            begins = np.ones(len(key) + 1, dtype=bool)
+            np.not_equal(key[1:], key[:-1], out=begins[1:-1])
+            in_company = ~(begins[:-1] & begins[1:])
+            members, begins = members[in_company], begins[:-1][in_company]
+            group = np.cumsum(begins) - 1
+            number[members] = group
+            self._members.append(members)
+            self._ranks[m, members] = np.arange(len(members)) - np.flatnonzero(begins)[group]
 
     def evidence(self) -> Evidence:
         """Facts of every position, windows one after the other."""
-        columns: list[list[NDArray[np.float32]]] = [[] for _ in range(4)]
-        for groups in self._groups:
-            latest = groups.latest()
-            repeats = (latest >= 0) & (self.targets[latest] == self.targets)
-            record = np.where(latest >= 0, 2.0 * repeats - 1.0, 0.0)
-            facts = (groups.rank, groups.distinct(), groups.hits, repeats)
-            for column, values in zip(columns, facts, strict=True):
-                column.append(values.astype(np.float32))
-            groups.record = record.astype(np.float32)
-        total, distinct, hits, repeats_ = (
-            torch.from_numpy(np.stack(column, axis=1)) for column in columns
-        )
-        return Evidence(total, distinct, self._success(), hits, repeats_)
+        total, hits = self._ranks[:-1, :-1], self._ranks[1:, 1:]
+        distinct, repeats, record = np.zeros((3, *total.shape), dtype=np.float32)
+        for m, members in enumerate(self._members[:-1]):
+            rank = total[m, members]
+            before = np.concatenate([[0], np.cumsum(hits[m, members] == 0)])
+            later = np.flatnonzero(rank)
+            here, latest = members[later], members[later - 1]
+            distinct[m, here] = before[later] - before[later - rank[later]]
+            repeats[m, here] = self._followers[here] == self._followers[latest]
+            record[m, here] = 2 * repeats[m, here] - 1
+        facts = (total, distinct, self._success(record), hits, repeats)
+        return Evidence(*(self._by_position(fact) for fact in facts))
 
-    def votes(
-        self, m: int, asked: NDArray[np.int64]
-    ) -> tuple[Ints, Ints, NDArray[np.float32], Ints]:
+    def votes(self, m: int, asked: Ints) -> tuple[Ints, Ints, NDArray[np.float32], Ints]:
         """Every earlier occurrence of the asked positions' suffixes of m + 1 tokens.
 
         Returns, for each occurrence, the number of the asked position it belongs to, its follower,
         and 1 where it is the first with this follower; and for each asked position the follower of
         the latest occurrence, -1 without one.
         """
-        groups = self._groups[m]
-        entries, owners = spans(groups.start[asked], groups.rank[asked])
-        positions = groups.order[entries]
-        latest = groups.latest()[asked]
-        return (
-            owners,
-            self.targets[positions],
-            groups.is_first[positions].astype(np.float32),
-            np.where(latest >= 0, self.targets[latest], -1),
-        )
+        asked = asked + asked // (self.shape[1] - 1)
+        members, rank = self._members[m], self._ranks[m, asked]
+        place = np.zeros(len(self._followers), dtype=np.int64)
+        place[members] = np.arange(len(members))
+        entries, owners = spans(place[asked] - rank, rank, np.arange(len(asked)))
+        earlier = members[entries]
+        is_first = self._ranks[m + 1, earlier + 1] == 0
+        latest = np.full(len(asked), -1)
+        latest[rank > 0] = self._followers[members[place[asked[rank > 0]] - 1]]
+        return owners, self._followers[earlier], is_first.astype(np.float32), latest
 
-    def _success(self) -> Tensor:
+    def _success(self, record: NDArray[np.float32]) -> NDArray[np.float32]:
         """Decaying mean of the records before each position, within its window."""
-        record = np.stack([groups.record for groups in self._groups])
-        record_MBT = torch.from_numpy(record).view(self.num_lengths, *self.shape)
-        past = torch.arange(MEMORY_TOKENS, 0, -1) - 1
-        kernel = ((1 - MEMORY) * MEMORY**past).view(1, 1, -1)
-        padded = F.pad(record_MBT.flatten(0, 1)[:, None, :-1], (MEMORY_TOKENS, 0))
-        success_MBT = F.conv1d(padded, kernel).view(self.num_lengths, -1)
-        return success_MBT.T.contiguous()
+        windows = record.reshape(self.num_lengths, *self.shape)
+        mean = np.zeros_like(windows)
+        mean[..., 1:] = (1 - MEMORY) * windows[..., :-1]
+        reach = 1
+        while reach < MEMORY_TOKENS:  # doubles how far back it looks
+            mean[..., reach:] += np.float32(MEMORY**reach) * mean[..., :-reach]
+            reach *= 2
+        return mean
 
-
-class _Groups:
-    """Positions with equal hashes, each group in the order of the text."""
-
-    def __init__(self, hashes: NDArray[np.uint64], with_target: NDArray[np.uint64]) -> None:
-        self.order, self.start, self.rank = _group(hashes)
-        self.hits = _group(with_target)[2]
-        self.is_first = self.hits == 0
-        self.record = np.zeros(0, dtype=np.float32)
-
-    def latest(self) -> Ints:
-        """Position of the latest earlier member of each one's group, -1 without one."""
-        place = self.start + self.rank - 1
-        return np.where(self.rank > 0, self.order[np.maximum(place, 0)], -1)
-
-    def distinct(self) -> Ints:
-        """Different followers among the earlier members of each one's group."""
-        before = np.concatenate([[0], np.cumsum(self.is_first[self.order])])
-        return np.asarray(before[self.start + self.rank] - before[self.start])
-
-
-def _group(hashes: NDArray[np.uint64]) -> tuple[Ints, Ints, Ints]:
-    """Sort positions by hash: the order, where each one's group starts in it, its rank there."""
-    order = np.argsort(hashes, kind="stable")
-    ordered = hashes[order]
-    begins = np.concatenate([[True], ordered[1:] != ordered[:-1]])
-    starts = np.flatnonzero(begins)[np.cumsum(begins) - 1]
-    start, rank = np.empty_like(order), np.empty_like(order)
-    start[order] = starts
-    rank[order] = np.arange(len(order)) - starts
-    return order, start, rank
-
-
-def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Spread 64 bits (the finaliser of splitmix64)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    def _by_position(self, fact: NDArray[Any]) -> Tensor:
+        """Drop the last column of the windows, which is a target only: (M, ...) -> (N, M)."""
+        windows = fact.reshape(self.num_lengths, *self.shape)[..., :-1]
+        columns = windows.reshape(self.num_lengths, -1).T
+        return torch.from_numpy(np.ascontiguousarray(columns, dtype=np.float32))
 
 
 def _left(total_NM: Tensor, distinct_NM: Tensor, discount_M: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ context, and their softmax is the back-off model. `counting` fits it, the networ
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ CODE_UNITS = 8
 """A correction's code counts half nats."""
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
 
 
 class NgramTable(nn.Module):
@@ -34,7 +36,7 @@ class NgramTable(nn.Module):
         gain        ()                  float32, learned: weight of these logits
         tilt        (C,)                float32, learned: how the network's state changes it
         unigram     (V,)                int16  log-probability of each token, in 1/16 nat
-        children_n  (entries of n - 1)  int16  how many entries continue each one (n = 2: each token)
+        children_n  (entries of n - 1)  int16  how many entries continue each (n = 2: each token)
         gaps_n      (entries of n)      int16  ranks skipped since the previous sister
         codes_n     (entries of n)      int8   correction, in half nats
 
@@ -57,13 +59,15 @@ class NgramTable(nn.Module):
             self.register_buffer(f"children_{n}", torch.zeros(parents, dtype=torch.int16))
             self.register_buffer(f"gaps_{n}", torch.zeros(0, dtype=torch.int16))
             self.register_buffer(f"codes_{n}", torch.zeros(0, dtype=torch.int8))
-        self._rows: Tensor | None = None
-        self._contexts: list[tuple[Ints, Ints, Ints, Ints, Tensor]] = []
+        self._rows: Floats | None = None
+        self._contexts: list[tuple[Ints, Ints, Ints, Ints, Floats]] = []
+        self._page: Floats = np.zeros((0, 0), dtype=np.float32)
+        self._borrowed: weakref.ref[Floats] | None = None
 
     def fill(self, streams: dict[str, Tensor]) -> None:
         """Take over buffers of any length by name; FormatError if they are no trie."""
-        for name in dict(self.named_buffers()):
-            setattr(self, name, streams[name])
+        for name, buffer in dict(self.named_buffers()).items():
+            setattr(self, name, streams[name].to(buffer.device))
         self._unfold()
 
     def forward(self, logits_NV: Tensor, hidden_NC: Tensor, counted_NV: Tensor) -> Tensor:
@@ -84,21 +88,38 @@ class NgramTable(nn.Module):
         assert self._rows is not None
         ids = ids_BT.cpu().numpy()
         row, column = np.nonzero(asked_BT.cpu().numpy())
-        context = ids[row, column].copy()
-        logits_NV = self._rows[torch.from_numpy(context)]
-        flat = logits_NV.view(-1)
+        context = ids[row, column]
+        logits_NV = self._borrow(len(context))
+        # Any other mode than clip works on a copy of `out`; the embedding refuses foreign tokens.
+        np.take(self._rows, context, axis=0, out=logits_NV, mode="clip")
+        flat = logits_NV.reshape(-1)
         for back, (keys, starts, counts, tokens, values) in enumerate(self._contexts, start=1):
             # A window's first tokens have shorter contexts only; -1 is no key.
-            older = np.where(column >= back, ids[row, column - back], 0)
+            older = ids[row, np.maximum(column - back, 0)]
             context = np.where(column >= back, context + older * self.vocab_size**back, -1)
             if not len(keys):
                 continue
             place = np.minimum(np.searchsorted(keys, context), len(keys) - 1)
             hit = np.flatnonzero(keys[place] == context)
-            entries, owners = spans(starts[place[hit]], counts[place[hit]])
-            index = hit[owners] * self.vocab_size + tokens[entries]
-            flat.index_add_(0, torch.from_numpy(index), values[torch.from_numpy(entries)])
-        return logits_NV.to(ids_BT.device)
+            place = place[hit]
+            entries, index = spans(starts[place], counts[place], hit * self.vocab_size)
+            index += tokens[entries]
+            # A context names each token once, so no index repeats and `+=` loses nothing.
+            flat[index] += values[entries]
+        return torch.from_numpy(logits_NV).to(ids_BT.device)
+
+    def _borrow(self, num_rows: int) -> Floats:
+        """Room for the result, the last one's if no tensor holds it any more.
+
+        Fresh memory of this size costs more in page faults than all look-ups together.
+        """
+        is_held = self._borrowed is not None and self._borrowed() is not None
+        if is_held or len(self._page) < num_rows:
+            self._page = np.empty((num_rows, self.vocab_size), dtype=np.float32)
+        # A tensor keeps the array alive that it was made from: this view, and no other one.
+        view = self._page[:num_rows]
+        self._borrowed = weakref.ref(view)
+        return view
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *rest: Any, **named: Any
@@ -106,7 +127,7 @@ class NgramTable(nn.Module):
         for name, buffer in dict(self.named_buffers()).items():
             given = state_dict.get(prefix + name)
             if given is not None and given.ndim == 1 and given.dtype == buffer.dtype:
-                setattr(self, name, torch.empty_like(given))
+                setattr(self, name, buffer.new_empty(given.shape))
         self._rows = None
         super()._load_from_state_dict(state_dict, prefix, *rest, **named)
 
@@ -114,7 +135,12 @@ class NgramTable(nn.Module):
         """Streams into what a lookup needs; they may come from a stranger's file."""
         streams = {name: buffer.cpu().numpy() for name, buffer in self.named_buffers()}
         base = streams["unigram"].astype(np.int32)
-        by_rank = np.argsort(-base, kind="stable")[None].repeat(self.vocab_size, 0)
+        if base.shape != (self.vocab_size,):
+            raise FormatError(
+                f"ngram.unigram has shape {base.shape}, need one for each of "
+                f"the {self.vocab_size:,} tokens"
+            )
+        by_rank = np.argsort(-base, kind="stable")[None]
         last = keys = np.arange(self.vocab_size)
         rows = np.broadcast_to(base, (self.vocab_size, self.vocab_size)).copy()
         self._contexts = []
@@ -132,21 +158,22 @@ class NgramTable(nn.Module):
             ranks = ends - 1 - np.concatenate([[0], ends])[starts[owner]]
             if ranks.max(initial=0) >= self.vocab_size:
                 raise FormatError(f"ngram.gaps_{n} lead beyond the {self.vocab_size:,} tokens")
-            tokens = by_rank[last[owner], ranks]
+            # One order of the alphabet serves all tokens at first, then each has its own.
+            tokens = by_rank[last[owner] % len(by_rank), ranks]
             if n == 2:
                 rows[owner, tokens] += codes.astype(np.int32) * CODE_UNITS
                 by_rank = np.argsort(-rows, axis=1, kind="stable")
             else:
                 used = np.flatnonzero(children)
                 used = used[np.argsort(keys[used])]
-                values = torch.from_numpy(codes * np.float32(CODE_UNITS / UNITS)).float()
+                values = codes.astype(np.float32) * np.float32(CODE_UNITS / UNITS)
                 self._contexts.append((keys[used], starts[used], children[used], tokens, values))
             keys, last = keys[owner] * self.vocab_size + tokens, tokens
-        self._rows = torch.from_numpy(rows / np.float32(UNITS)).float()
+        self._rows = rows.astype(np.float32) / np.float32(UNITS)
 
 
-def spans(starts: Ints, counts: Ints) -> tuple[Ints, Ints]:
-    """Indices of many runs, one after the other, and the number of the run that each belongs to."""
-    owners = np.repeat(np.arange(len(counts)), counts)
-    inside = np.arange(len(owners)) - (np.cumsum(counts) - counts)[owners]
-    return starts[owners] + inside, owners
+def spans(starts: Ints, counts: Ints, labels: Ints) -> tuple[Ints, Ints]:
+    """Indices of many runs, one after the other, and the label of the run that each belongs to."""
+    entries = np.repeat(starts - np.cumsum(counts) + counts, counts)
+    entries += np.arange(len(entries))
+    return entries, np.repeat(labels, counts)
