@@ -107,11 +107,13 @@ class ModelConfig:
                 "bigram_width must be at least 1": self.bigram_width >= 1,
                 "block_length must be 0, or even": self.block_length >= 0
                 and self.block_length % 2 == 0,
-                "ngram_order must be 0, or 2 to 8 with vocab_size ** order below 2 ** 63": (
+                # The table is unfolded into a matrix of vocab_size ** 2.
+                "ngram_order must be 0, or 2 to 8 with vocab_size at most 8,192 and "
+                "vocab_size ** order below 2 ** 63": (
                     self.ngram_order == 0
                     or (
                         2 <= self.ngram_order <= 8
-                        and self.vocab_size <= 2**15
+                        and self.vocab_size <= 2**13
                         and self.vocab_size**self.ngram_order < 2**63
                     )
                 ),
@@ -424,8 +426,8 @@ class RunConfig:
         if len(self.count.entries) != max(self.model.ngram_order - 1, 0):
             raise ConfigError(
                 f"count.entries has {len(self.count.entries)} numbers, model.ngram_order = "
-                f"{self.model.ngram_order} needs {max(self.model.ngram_order - 1, 0)}: one for each "
-                "length from 2"
+                f"{self.model.ngram_order} needs {max(self.model.ngram_order - 1, 0)}: "
+                "one for each length from 2"
             )
 
     def to_dict(self) -> dict[str, Any]:

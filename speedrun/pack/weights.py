@@ -46,7 +46,7 @@ def round_weights(weights: dict[str, Tensor], quant: QuantConfig) -> Rounded:
     rounded: Rounded = {}
     for name in sorted(weights):
         weight = weights[name].detach()
-        if weight.dtype in _INTEGERS:
+        if weight.dtype in _INTEGERS and weight.ndim == 1:
             rounded[name] = weight.cpu()
             continue
         if not weight.is_floating_point():
@@ -104,7 +104,8 @@ def unpack_weights(
 
 def _assemble(name: str, parts: dict[str, Tensor]) -> Tensor:
     """One weight from its parts, every one of which may be hostile."""
-    if parts.keys() == {""} and parts[""].dtype in _INTEGERS:
+    # Codes that lost their scales would be a matrix.
+    if parts.keys() == {""} and parts[""].dtype in _INTEGERS and parts[""].ndim == 1:
         return parts[""]
     plain, codes, scales = (parts.pop(part, None) for part in ("", "codes", "scales"))
     left, right = (parts.pop(part, None) for part in ("left", "right"))

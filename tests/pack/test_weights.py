@@ -109,6 +109,28 @@ def test_tensors_without_a_place_are_named(weight: torch.Tensor, text: str) -> N
         pack_weights({"w": weight}, QUANT, {})
 
 
+@pytest.mark.parametrize("codec", ["zstd", "ans"])
+def test_vectors_of_integers_come_back_bit_for_bit(codec: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    streams = {
+        "t.bytes": torch.arange(-128, 128).to(torch.int8),
+        "t.words": torch.randint(-(2**15), 2**15, (999,), generator=generator).to(torch.int16),
+        "t.empty": torch.zeros(0, dtype=torch.int16),
+        "t.nothing": torch.zeros(0, dtype=torch.int8),
+    }
+    weights = {**streams, "w": torch.ones(3)}
+    found = unpack_weights(pack_weights(weights, QuantConfig(codec=codec), {}))[1]
+    assert found.keys() == weights.keys()
+    for name, stream in streams.items():
+        assert found[name].dtype == stream.dtype
+        assert torch.equal(found[name], stream)
+
+
+def test_a_matrix_of_integers_has_no_place() -> None:
+    with pytest.raises(PackError, match=r"'w' holds torch\.int8"):
+        pack_weights({"w": torch.ones(2, 2, dtype=torch.int8)}, QUANT, {})
+
+
 def test_colons_in_names_are_refused() -> None:
     with pytest.raises(PackError, match="'a:codes'"):
         pack_weights({"a:codes": torch.ones(1)}, QUANT, {})
