@@ -88,15 +88,15 @@ def test_prints_of_a_served_process_stay_off_the_protocol() -> None:
 
 
 class Table(torch.nn.Module):
-    """Logits are a row per token."""
+    """Logits are a row per asked token."""
 
     def __init__(self) -> None:
         super().__init__()
         self.rows = torch.nn.Embedding(5, 5)
         self.dropout = torch.nn.Dropout(0.5)
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.rows(ids))  # type: ignore[no-any-return]
+    def forward(self, ids: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.rows(ids[asked]))  # type: ignore[no-any-return]
 
 
 def test_model_predictor_gives_the_asked_rows_in_evaluation_mode() -> None:

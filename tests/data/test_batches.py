@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from speedrun.data.batches import Batches
+from speedrun.config import CountConfig, DataConfig, ModelConfig, RunConfig
+from speedrun.data.batches import Batches, open_batches
 from speedrun.data.shards import write_shard
 from speedrun.errors import DataError
 
@@ -105,6 +106,41 @@ def test_a_token_outside_the_alphabet_is_named(shards):
     batches.at(0)
     with pytest.raises(DataError, match=r"x_train_000002\.bin holds token 2\d\d.*alphabet has 200"):
         batches.at(2)
+
+
+@pytest.mark.parametrize("last_tokens", [17, 26, 27, 28, 29, 34, 35, 1000])
+@pytest.mark.parametrize("order", ["sequential", "shuffled"])
+def test_windows_of_the_last_tokens_never_show_an_earlier_one(shards, last_tokens, order):
+    batches = make(shards, last_tokens=last_tokens, order=order, tokens_per_step=8)
+    earlier = np.concatenate(batches.earlier).tolist()
+    assert earlier == [*range(41), 100, *range(200, 227)][: 69 - min(last_tokens, 35)]
+    shown = set()
+    for step in range(4 * batches.num_windows):
+        for part in batches.at(step):
+            shown |= set(part.flatten().tolist())
+    assert shown and not shown & set(earlier)
+
+
+def test_all_tokens_are_shown_where_none_are_kept_back(shards):
+    assert make(shards).earlier == []
+    assert make(shards).num_windows == 8
+
+
+def test_too_few_last_tokens_are_refused(shards):
+    with pytest.raises(DataError, match="hold 0 windows of 9 tokens, one step needs 2"):
+        make(shards, last_tokens=8)
+
+
+@pytest.mark.parametrize(("ngram_order", "num_earlier"), [(0, 0), (3, 69 - 20)])
+def test_a_recipe_that_counts_keeps_its_held_out_tokens_back(shards, ngram_order, num_earlier):
+    run = RunConfig(
+        name="t",
+        seed=1,
+        model=ModelConfig(vocab_size=300, ngram_order=ngram_order),
+        count=CountConfig(entries=(5,) * max(ngram_order - 1, 0), held_out_tokens=20),
+        data=DataConfig(sequence_length=8, tokens_per_step=16, micro_batch_tokens=16),
+    )
+    assert sum(map(len, open_batches(shards, run).earlier)) == num_earlier
 
 
 def test_a_truncated_shard_is_refused_at_the_start(shards):

@@ -3,12 +3,14 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from speedrun.config import ModelConfig
+from speedrun.config import CountConfig, ModelConfig
+from speedrun.model.counting import count_ngrams
 from speedrun.model.gpt import GPT, count_parameters
 from speedrun.model.init import build_model
 
@@ -66,6 +68,34 @@ def noisy_model(config: ModelConfig, seed: int = 0) -> GPT:
 def tokens(config: ModelConfig, batch: int = 2, length: int = 11, seed: int = 5) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(config.vocab_size, (batch, length), generator=generator)
+
+
+def pocket_model(**changes: int) -> GPT:
+    """Counted n-grams, copying, blocks and smeared embeddings at once."""
+    config = ModelConfig(
+        **{**TINY, "smear": True, "ngram_order": 4, "match_order": 3, "block_length": 8, **changes}
+    )
+    model = noisy_model(config)
+    if model.ngram is not None:
+        text = np.random.default_rng(9).zipf(1.6, 4000) % config.vocab_size
+        entries = (60,) * (config.ngram_order - 1)
+        model.ngram.fill(count_ngrams(text.astype(np.uint16), CountConfig(entries=entries), 19))
+    return model
+
+
+@pytest.fixture
+def fresh_compiler() -> None:
+    """Forget other tests' shapes, or this one's would be taken for dynamic."""
+    torch.compiler.reset()
+
+
+POCKETS = {
+    "all parts": {},
+    "copying only": {"ngram_order": 0},
+    "counting only": {"match_order": 0},
+    "blocks only": {"ngram_order": 0, "match_order": 0},
+    "whole windows": {"block_length": 0},
+}
 
 
 def rms_ref(x: Tensor) -> Tensor:
@@ -204,8 +234,118 @@ def test_changing_the_future_leaves_the_past_bit_identical(name):
         assert torch.equal(past, same)
 
 
+@pytest.mark.parametrize("name", POCKETS)
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 33])
+def test_no_part_of_a_pocket_model_sees_the_future(name, length):
+    model = pocket_model(**POCKETS[name])
+    ids = tokens(model.config, length=length)
+    for cut in range(1, length, 5):
+        other = ids.clone()
+        other[:, cut:] = (other[:, cut:] + 1) % model.config.vocab_size
+        with torch.inference_mode():
+            past, same = model(ids)[:, :cut], model(other)[:, :cut]
+        assert torch.equal(past, same)
+
+
+@pytest.mark.parametrize("name", POCKETS)
+@pytest.mark.parametrize("length", [1, 8, 29])
+def test_asked_positions_are_answered_as_if_all_were_asked(name, length):
+    model = pocket_model(**POCKETS[name])
+    ids = tokens(model.config, batch=3, length=length)
+    asked = torch.rand(3, length, generator=torch.Generator().manual_seed(1)) < 0.4
+    asked[0] = False
+    asked[2] = torch.arange(length) >= length - 3  # as the judge asks
+    with torch.inference_mode():
+        found = model(ids, asked)
+        # Other blocks run together, so sums may come in another order.
+        torch.testing.assert_close(found, model(ids)[asked], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", POCKETS)
+def test_loss_of_a_window_of_one_block_is_what_forward_gives(name):
+    model = pocket_model(**POCKETS[name])
+    window = tokens(model.config, length=9)
+    ids, targets = window[:, :-1].contiguous(), window[:, 1:].contiguous()
+    nats = model.loss(ids, targets, *model.read(ids, targets))
+    torch.testing.assert_close(nats, F.cross_entropy(model(ids).flatten(0, 1), targets.flatten()))
+
+
+def test_copying_gives_probabilities_that_need_no_other_softmax():
+    model = pocket_model()
+    with torch.inference_mode():
+        total = model(tokens(model.config, length=20)).exp().sum(-1)
+    torch.testing.assert_close(total, torch.ones_like(total))
+
+
+def test_blocks_learn_apart_but_tables_and_copies_see_the_window():
+    model = pocket_model()
+    ids, targets = (tokens(model.config, length=24, seed=seed) for seed in (5, 6))
+    blocks = model.loss(ids, targets, *model.read(ids, targets))
+    apart = [part.reshape(-1, 8) for part in (ids, targets)]
+    # The same facts, other windows: only what `read` saw may differ.
+    torch.testing.assert_close(model.loss(*apart, *model.read(ids, targets)), blocks)
+    assert not torch.equal(model.loss(*apart, *model.read(*apart)), blocks)
+
+
+def test_every_parameter_of_a_pocket_model_receives_a_gradient():
+    model = pocket_model()
+    window = tokens(model.config, batch=8, length=17)
+    ids, targets = window[:, :-1].contiguous(), window[:, 1:].contiguous()
+    model.loss(ids, targets, *model.read(ids, targets)).backward()
+    silent = [key for key, p in model.named_parameters() if p.numel() and not p.grad.any()]
+    assert silent == []
+
+
+def test_a_pocket_model_runs_under_autocast():
+    model = pocket_model()
+    ids = tokens(model.config, length=16)
+    facts = model.read(ids, ids)
+    with torch.no_grad():
+        exact, exact_loss = model(ids), model.loss(ids, ids, *facts)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough, rough_loss = model(ids), model.loss(ids, ids, *facts)
+    assert rough.dtype == rough_loss.dtype == torch.float32
+    total = rough.exp().sum(-1)
+    torch.testing.assert_close(total, torch.ones_like(total), rtol=1e-3, atol=1e-3)
+    # bfloat16 has eight bits: a few percent after three layers.
+    torch.testing.assert_close(rough_loss, exact_loss, rtol=0.1, atol=0.1)
+    torch.testing.assert_close(rough.exp(), exact.exp(), rtol=0, atol=0.15)
+
+
+def test_a_state_dict_carries_the_counted_table():
+    model = pocket_model()
+    other = build_model(model.config, seed=3)
+    other.load_state_dict(model.state_dict(), strict=True)
+    ids = tokens(model.config, length=20)
+    with torch.inference_mode():
+        assert torch.equal(other(ids), model(ids))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 @pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_pocket_loss_equals_eager():
+    model = pocket_model()
+    compiled = torch.compile(model.loss, fullgraph=True, dynamic=False)
+    for seed in (5, 6):  # other facts of the same shape
+        window = tokens(model.config, length=17, seed=seed)
+        ids, targets = window[:, :-1].contiguous(), window[:, 1:].contiguous()
+        facts = model.read(ids, targets)
+        model.zero_grad(set_to_none=True)
+        eager = model.loss(ids, targets, *facts)
+        eager.backward()
+        expected = {name: p.grad for name, p in model.named_parameters()}
+        model.zero_grad(set_to_none=True)
+        loss = compiled(ids, targets, *facts)
+        loss.backward()
+        torch.testing.assert_close(loss, eager)
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_equals_eager():
     config = VARIANTS["march"]
     model = noisy_model(config)
@@ -221,6 +361,7 @@ def test_compiled_equals_eager():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.usefixtures("fresh_compiler")
 def test_forward_and_loss_are_one_graph_each():
     config = VARIANTS["march"]
     model = noisy_model(config)
