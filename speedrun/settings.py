@@ -76,6 +76,8 @@ def validate(kind: type[Settings], values: dict[str, Any], *, source: str) -> Se
             raise ConfigError(
                 f"{source}: unknown key {key!r}; {_suggest(key, known_keys(kind))}"
             ) from None
+        if first["type"] in ("missing", "missing_argument"):
+            raise ConfigError(f"{source}: key {key!r} is missing; it has no default") from None
         raise ConfigError(f"{source}: {key} = {first['input']!r}: {first['msg'].lower()}") from None
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None

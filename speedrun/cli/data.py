@@ -30,10 +30,15 @@ def list_all(as_json: bool = _JSON) -> None:
 
 @app.command("check", epilog="Example: speedrun data check stdlib")
 def check(
-    corpus: str = typer.Argument(help="Corpus name, .toml file or dataset folder."),
+    corpus: str = typer.Argument(
+        metavar="CORPUS", help="Corpus name, .toml file or dataset folder."
+    ),
     as_json: bool = _JSON,
 ) -> None:
-    """Open a corpus (building it if need be) and verify its validation split byte by byte."""
+    """Verify a corpus: every byte of its validation split.
+
+    A corpus that is built here is built first, if need be.
+    """
     from speedrun.data.corpus import open_corpus
 
     dataset = open_corpus(corpus, echo=say_aside)
@@ -63,18 +68,23 @@ def check(
     "prepare", epilog="Example: speedrun data prepare docs.jsonl.zst --tokenizer sp.model --out D"
 )
 def prepare(
-    source: Path = typer.Argument(help="JSON lines with id and text: .jsonl, .jsonl.zst, .gz."),
+    source: Path = typer.Argument(
+        metavar="SOURCE", help="JSON lines with id and text: .jsonl, .jsonl.zst, .gz."
+    ),
     tokenizer: Path = typer.Option(..., metavar="FILE", help="SentencePiece model."),
     out: Path = typer.Option(..., metavar="FOLDER", help="Dataset folder to make."),
     validation_documents: int = typer.Option(
         120,
         metavar="N",
         min=1,
-        help="The first so many documents by SHA-256 of their id are held out.",
+        help="Held out: the first by SHA-256 of id.",
     ),
     as_json: bool = _JSON,
 ) -> None:
-    """Tokenise documents into shards with a manifest and the raw validation text."""
+    """Make a dataset: tokenise documents, hold some out.
+
+    The folder has shards, a manifest, the tokenizer and the raw validation text.
+    """
     from speedrun.data.prepare import prepare_dataset, read_jsonl
     from speedrun.data.tokenizer import Tokenizer
 

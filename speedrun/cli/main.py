@@ -34,12 +34,12 @@ app.command(
 app.command(
     "pack",
     short_help="Pack a run again, with other bits or another codec.",
-    epilog="Example: speedrun pack runs/2026-11-22-101500-pocket-default-s42 --codec best",
+    epilog="Example: speedrun pack runs/RUN --codec best",
 )(pack.pack)
 app.command(
     "verify",
     short_help="Judge a submission.",
-    epilog="Example: speedrun verify runs/2026-11-22-101500-pocket-default-s42/submission",
+    epilog="Example: speedrun verify runs/RUN/submission",
 )(verify.verify)
 app.add_typer(records.app, name="records")
 app.add_typer(data.app, name="data")

@@ -12,7 +12,7 @@ PACKING_SECTIONS = ("quant.", "evaluation.")
 
 
 def pack(
-    run: Path = typer.Argument(help="Run folder, trained to the end."),
+    run: Path = typer.Argument(metavar="RUN", help="Run folder, trained to the end."),
     out: Path | None = typer.Option(
         None, metavar="FOLDER", help="Submission folder. Default: RUN/submission."
     ),

@@ -30,7 +30,7 @@ def list_all(as_json: bool = _JSON) -> None:
 
 @app.command("show", epilog="Example: speedrun recipes show golf/pr649 --set seed=7")
 def show(
-    name: str = typer.Argument(help="Recipe name, or a path to a .toml file."),
+    name: str = typer.Argument(metavar="RECIPE", help="Recipe name, or a path to a .toml file."),
     overrides: list[str] = typer.Option(
         [], "--set", metavar="KEY=VALUE", help="section.key=value, repeatable."
     ),
@@ -47,8 +47,8 @@ def show(
 
 @app.command("diff", epilog="Example: speedrun recipes diff golf/baseline golf/pr649")
 def diff(
-    left: str = typer.Argument(help="Recipe name or path."),
-    right: str = typer.Argument(help="Recipe name or path."),
+    left: str = typer.Argument(metavar="LEFT", help="Recipe name or path."),
+    right: str = typer.Argument(metavar="RIGHT", help="Recipe name or path."),
     as_json: bool = _JSON,
 ) -> None:
     """Print the keys in which two recipes differ."""

@@ -55,11 +55,13 @@ def list_all(
 
 @app.command("add", epilog="Example: speedrun records add runs/*/submission --slug first-record")
 def add(
-    submissions: list[Path] = typer.Argument(help="Submission folders, one per seed."),
+    submissions: list[Path] = typer.Argument(
+        metavar="SUBMISSION", help="Submission folders, one per seed."
+    ),
     slug: str = typer.Option(..., metavar="WORDS", help="The one idea, lower-case-with-dashes."),
     summary: str = typer.Option("", metavar="TEXT", help="One sentence: what changed."),
     track: str = typer.Option(
-        "", metavar="NAME|FILE", help="Track name or .toml file. Default: what they are for."
+        "", metavar="NAME|FILE", help="Track name or .toml file. Default: their own."
     ),
     data: Path | None = typer.Option(
         None, metavar="FOLDER", help="Dataset folder. Default: the track's corpus."
@@ -70,7 +72,10 @@ def add(
     ),
     as_json: bool = _JSON,
 ) -> None:
-    """Judge the submissions again and file them as a record if they beat the standing one."""
+    """File submissions as a record, if they beat the standing one.
+
+    Each is judged again; there must be one for every seed that the track asks for.
+    """
     from speedrun.data.corpus import open_corpus
     from speedrun.records.record import add_record
     from speedrun.tracks.load import load_track
@@ -99,10 +104,10 @@ def add(
     "compare", epilog="Example: speedrun records compare records/pocket/A records/pocket/B"
 )
 def compare(
-    challenger: Path = typer.Argument(help="Record folder."),
-    holder: Path = typer.Argument(help="Record folder."),
+    challenger: Path = typer.Argument(metavar="CHALLENGER", help="Record folder."),
+    holder: Path = typer.Argument(metavar="HOLDER", help="Record folder."),
     track: str = typer.Option(
-        "", metavar="NAME|FILE", help="Track name or .toml file. Default: what they are for."
+        "", metavar="NAME|FILE", help="Track name or .toml file. Default: their own."
     ),
     as_json: bool = _JSON,
 ) -> None:

@@ -35,7 +35,11 @@ def run(
         None, metavar="N", help="First seed. Default: the recipe's, 42."
     ),
     seeds: int = typer.Option(
-        1, metavar="N", min=1, help="Number of runs, with consecutive seeds."
+        1,
+        metavar="N",
+        min=1,
+        show_default=False,
+        help="Number of runs, seeds in a row. Default: 1.",
     ),
     overrides: list[str] = typer.Option(
         [], "--set", metavar="KEY=VALUE", help="section.key=value, repeatable."
@@ -50,7 +54,7 @@ def run(
     dry_run: bool = typer.Option(False, "--dry-run", help="Say what would run, and stop."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON, one line for each run."),
 ) -> None:
-    """Train inside the budget, average, pack, verify and add the result to the runs table.
+    """Train inside the budget, pack, verify, and add the result to the runs table.
 
     No option is needed. Ctrl-C saves a checkpoint; `--resume` goes on from it.
     """

@@ -27,7 +27,7 @@ def list_all(as_json: bool = _JSON) -> None:
 
 @app.command("show", epilog="Example: speedrun tracks show pocket")
 def show(
-    name: str = typer.Argument(help="Track name, or a path to a .toml file."),
+    name: str = typer.Argument(metavar="TRACK", help="Track name, or a path to a .toml file."),
     as_json: bool = _JSON,
 ) -> None:
     """Print the limits and rules of a track."""

@@ -20,10 +20,10 @@ class Level(StrEnum):
 
 
 def verify(
-    submission: Path = typer.Argument(help="Submission folder."),
+    submission: Path = typer.Argument(metavar="SUBMISSION", help="Submission folder."),
     level: Level = typer.Option(Level.score, help="static reads files, score also runs the model."),
     track: str = typer.Option(
-        "", metavar="NAME|FILE", help="Track name or .toml file. Default: what it was made for."
+        "", metavar="NAME|FILE", help="Track name or .toml file. Default: its own."
     ),
     data: Path | None = typer.Option(
         None, metavar="FOLDER", help="Dataset folder. Default: the track's corpus."
