@@ -105,10 +105,11 @@ def train(
             counted = count_in_time(model.ngram, batches.earlier, run, clock, ranks, rehearsal_s)
             booked["tokens"] = counted
             log.line(f"counted_tokens:{counted} train_time:{1000 * clock.elapsed_s:.0f}ms")
-    last_saved_s = last_validated_s = clock.elapsed_s
+    begun_s = last_saved_s = last_validated_s = clock.elapsed_s
     kept = {name: tensor.clone() for name, tensor in average.weights().items()}
     with clock.phase("train", on_budget=True, steps=done) as booked:
-        clock.keep(last_saved_s)
+        # From here on only kept steps are on the budget: no log line, no stall, no broken step.
+        clock.keep(begun_s)
         while True:
             may_go_on = done < run.train.max_steps and pace.fits(clock.remaining_s)
             # Every rank obeys rank 0's reading: with a clock each, learning rates would differ in
