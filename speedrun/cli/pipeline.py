@@ -60,6 +60,7 @@ def run_once(
     clock = Clock(run.train.budget_s, Ledger(folder / "ledger.jsonl"))
     log = RunLog(folder, screen.say, screen.on_step)
     trained = read_trained(folder) or _train(run, dataset, folder, clock, log)
+    screen.say("packing the averaged weights and scoring what is left of them")
     packed = pack_run(
         run,
         track,

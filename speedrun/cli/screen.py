@@ -63,8 +63,7 @@ def open_screen(budget_s: float, *, as_json: bool) -> Iterator[Screen]:
             bar.update(judging, visible=True, completed=done, total=total, state=state)
 
         def say_above(line: str) -> None:
-            # The bar shows what the steps' lines say; the log has them all.
-            if not line.startswith("step:") or "val_bpb:" in line:
+            if " train_loss:" not in line:  # the bar shows it, and the log has every line
                 bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
         yield Screen(say=say_above, on_step=on_step, on_scored=on_scored)
