@@ -98,7 +98,10 @@ def pack_run(
             step_stop=trained.steps,
             wallclock_seconds=trained.seconds,
             eval_time_seconds=result.seconds,
-            model_params=sum(tensor.numel() for tensor in trained.weights.values()),
+            # Counted tables travel as integers; they are no parameters.
+            model_params=sum(
+                tensor.numel() for tensor in trained.weights.values() if tensor.is_floating_point()
+            ),
             hardware=machine["hardware"],
             pytorch_version=machine["torch"],
             data_fingerprint=dataset.fingerprint,

@@ -55,3 +55,10 @@ def test_a_seed_is_the_options_then_the_recipes(call, contest):
 def test_a_finished_run_is_not_resumed(call, finished):
     found = call("run", "--resume", finished)
     assert found.code == 2 and "is finished" in found.error()
+
+
+def test_the_plan_foresees_the_size(call, contest, finished):
+    plan, _ = _plan(call, "--track", contest.track)
+    claims = json.loads((finished / "submission" / "submission.json").read_text())
+    assert plan["estimated_artifact_bytes"] == pytest.approx(claims["bytes_total"], rel=0.15)
+    assert plan["parameters"] == claims["model_params"]
