@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check clean
+.PHONY: demo test slow check clean
 
 demo: $(READY)  ## train a minute, pack, verify, add a row to the runs table
 	$(BIN)/speedrun run --track pocket
 
-test: $(READY)  ## the whole suite
-	$(BIN)/pytest
+test: $(READY)  ## the suite, without what is marked slow
+	$(BIN)/pytest -m "not slow"
+
+slow: $(READY)  ## the rest: compiles graphs, minutes
+	$(BIN)/pytest -m slow
 
 check: $(READY)  ## what CI runs before the tests: lint, format, types
 	$(BIN)/ruff check
