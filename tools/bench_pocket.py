@@ -46,6 +46,7 @@ def prepare(name: str = "technical-english") -> Dataset:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=42, help="first seed")
     parser.add_argument("--recipe", default="pocket/default")
     parser.add_argument("--budget", default="60s")
     parser.add_argument("--set", dest="overrides", action="append", default=[])
@@ -53,7 +54,7 @@ def main() -> None:
     dataset = prepare()
     tokens_per_step = load_recipe(arguments.recipe, arguments.overrides).data.tokens_per_step
     rows = []
-    for seed in range(42, 42 + arguments.seeds):
+    for seed in range(arguments.seed, arguments.seed + arguments.seeds):
         with tempfile.TemporaryDirectory() as out:
             command = [sys.executable, "-m", "speedrun", "run", "--json", "--out", out]
             command += ["--track", str(ROOT / "tools" / "pocket-english.toml")]
