@@ -56,7 +56,7 @@ class Predictor(Protocol):
 
 
 class ModelPredictor:
-    """A `model.GPT`, or what else maps ids and asked (B, T) to logits (n, V), as fixed predictor."""
+    """A `model.GPT`, or what else maps ids and asked (B, T) to logits (n, V)."""
 
     kind: Literal["fixed"] = "fixed"
 

@@ -35,12 +35,14 @@ L=brotli.decompress(__spec__.loader.get_data(R+"z")).decode().split("\\0")
 S=dict(zip(L[::2],L[1::2]))
 exec(S["{PACKAGE}"])"""
 
-# Sources stay readable through it, because torch.compile, inspect and tracebacks ask for them.
+# Sources stay readable through it, because torch.compile, inspect and tracebacks ask for them. What
+# it does not hold is missing: an installed speedrun must not lend modules that are not counted.
 _FINDER = """\
 from importlib import abc,util
 class B(abc.SourceLoader):
  def find_spec(self,name,path=None,target=None):
   if name in S or self.is_package(name):return util.spec_from_loader(name,self)
+  if name.startswith("speedrun."):raise ModuleNotFoundError("No module named %r"%name,name=name)
  def is_package(self,name):return any(key.startswith(name+".")for key in S)
  def get_filename(self,name):return R+name.replace(".","/")+".py"
  def get_data(self,path):return S.get(path[len(R):-3].replace("/","."),"").encode()
