@@ -1,7 +1,8 @@
 """One exception per thing that a user, a file or a machine can get wrong.
 
-Each message says what went wrong, what was found, what was expected and what to do; the command
-line prints it as one line and leaves with `exit_code`. What only we can get wrong stays an `assert`.
+Each message says what went wrong, what was found, what was expected and what to do. The command
+line prints it as one line and leaves with `exit_code`. What only
+we can get wrong stays an `assert`.
 """
 
 
