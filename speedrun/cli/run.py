@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from speedrun.cli.screen import open_screen, print_finished, print_runs, say, say_aside
+from speedrun.cli.screen import open_screen, print_runs, say, say_aside
 
 if TYPE_CHECKING:
+    from speedrun.cli.pipeline import Finished
     from speedrun.config import RunConfig
     from speedrun.tracks.load import Track
 
@@ -88,7 +89,7 @@ def run(
             echo(f"run folder: {folder}")
             with open_screen(each.train.budget_s, as_json=as_json) as screen:
                 done = pipeline.run_once(each, chosen, dataset, folder, screen, author=author)
-        print_finished(done, chosen, as_json=as_json)
+        _print_finished(done, chosen, as_json=as_json)
         exit_code = max(exit_code, done.verdict.exit_code)
     if not as_json:
         print_runs(folder.parent, track=chosen.name, last=10)
@@ -165,3 +166,29 @@ def _print_plan(run: RunConfig, track: Track, as_json: bool) -> None:
         return
     for key, value in plan.items():
         print(f"{key.replace('_', ' '):<28} {f'{value:,}' if isinstance(value, int) else value}")
+
+
+def _print_finished(done: Finished, track: Track, *, as_json: bool) -> None:
+    """The verdict, and where the submission is; as JSON one line for each run."""
+    if as_json:
+        facts = {
+            "folder": str(done.folder),
+            "recipe": done.run.name,
+            "track": track.name,
+            "seed": done.run.seed,
+            "steps": done.trained.steps,
+            "train_seconds": done.trained.seconds,
+            "val_bpb": done.packed.score.bpb,
+            "val_loss": done.packed.score.nats_per_token,
+            "bytes_total": done.packed.total_bytes,
+            "cap_bytes": track.cap_bytes,
+            "verdict": done.verdict.to_dict(),
+        }
+        print(json.dumps(facts), flush=True)
+        return
+    from rich.console import Console
+
+    from speedrun.verify.verdict import print_verdict
+
+    print_verdict(done.verdict, Console())
+    say(f"submission: {done.packed.folder}")

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from speedrun.cli.pipeline import Finished
-    from speedrun.tracks.load import Track
 
 
 def say(line: str) -> None:
@@ -67,32 +61,6 @@ def open_screen(budget_s: float, *, as_json: bool) -> Iterator[Screen]:
                 bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
         yield Screen(say=say_above, on_step=on_step, on_scored=on_scored)
-
-
-def print_finished(done: Finished, track: Track, *, as_json: bool) -> None:
-    """The verdict, and where the submission is; as JSON one line for each run."""
-    if as_json:
-        facts = {
-            "folder": str(done.folder),
-            "recipe": done.run.name,
-            "track": track.name,
-            "seed": done.run.seed,
-            "steps": done.trained.steps,
-            "train_seconds": done.trained.seconds,
-            "val_bpb": done.packed.score.bpb,
-            "val_loss": done.packed.score.nats_per_token,
-            "bytes_total": done.packed.total_bytes,
-            "cap_bytes": track.cap_bytes,
-            "verdict": done.verdict.to_dict(),
-        }
-        print(json.dumps(facts), flush=True)
-        return
-    from rich.console import Console
-
-    from speedrun.verify.verdict import print_verdict
-
-    print_verdict(done.verdict, Console())
-    say(f"submission: {done.packed.folder}")
 
 
 def print_runs(out: Path, *, track: str = "", last: int | None = None) -> None:
