@@ -43,18 +43,3 @@ def parse_size(text: str) -> int:
     if size < 1 or size != int(size):
         raise ConfigError(f"{text!r} is not a positive whole number of bytes")
     return int(size)
-
-
-def show_duration(seconds: float) -> str:
-    """`75.2` -> `1 min 15 s`; below a minute with one decimal."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
-def show_bytes(count: int) -> str:
-    """`1234567` -> `1,234,567 bytes`."""
-    return f"{count:,} bytes"

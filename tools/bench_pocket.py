@@ -78,7 +78,10 @@ def main() -> None:
         )
     for what, values in {
         "bpb per raw byte": [row["verdict"]["measurement"]["bpb"] for row in rows],
-        "bpb per token byte": [row["verdict"]["measurement"]["token_bpb"] or 0.0 for row in rows],
+        "bpb per token byte": [
+            row["verdict"]["measurement"]["token_bpb"] or row["verdict"]["measurement"]["bpb"]
+            for row in rows
+        ],
         "total bytes": [float(row["bytes_total"]) for row in rows],
         "tokens/s": [row["tokens_per_second"] for row in rows],
     }.items():

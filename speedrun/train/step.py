@@ -11,6 +11,7 @@ from torch import Tensor
 
 from speedrun.config import RunConfig, TrainConfig
 from speedrun.errors import ConfigError
+from speedrun.kernels.newton_schulz import matmul_dtype
 from speedrun.model.gpt import GPT
 from speedrun.optim.schedule import apply_schedule
 from speedrun.ranks import Ranks
@@ -89,17 +90,9 @@ def _micro_batches(run: RunConfig, ranks: Ranks) -> int:
 
 def _autocast_dtype(train: TrainConfig, device: torch.device) -> torch.dtype | None:
     if train.precision == "auto":
-        # A CPU without bf16 instructions emulates them, at a tenth of the speed of float32.
-        fast = device.type == "cuda" or _cpu_has_bf16()
-        return torch.bfloat16 if fast else None
+        fastest = matmul_dtype(device.type)
+        return None if fastest is torch.float32 else fastest
     return torch.bfloat16 if train.precision == "bfloat16" else None
-
-
-def _cpu_has_bf16() -> bool:
-    try:
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    except AttributeError:  # private names; absent, float32 is always right
-        return False
 
 
 def _can_compile(train: TrainConfig, device: torch.device) -> bool:

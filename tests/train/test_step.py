@@ -71,7 +71,8 @@ def test_a_batch_that_ranks_cannot_share_is_refused(bench: Any) -> None:
 def test_precision_is_chosen_once(
     bench: Any, monkeypatch: pytest.MonkeyPatch, precision: str, has_bf16: bool, expected: Any
 ) -> None:
-    monkeypatch.setattr(step, "_cpu_has_bf16", lambda: has_bf16)
+    native = torch.bfloat16 if has_bf16 else torch.float32
+    monkeypatch.setattr(step, "matmul_dtype", lambda device_type: native)
     chosen = make(bench.change(bench.tiny, train={"precision": precision}))
     assert chosen.dtype == expected
     assert ("bfloat16" if expected else "float32") in chosen.description
