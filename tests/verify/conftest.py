@@ -127,7 +127,7 @@ class Bench:
             ledger.append(phase)
         (self.folder / "train.log").write_text("step:1/1 train_loss:2.0\n")
         facts = SubmissionFacts(
-            author="Ada", date="2026-01-02", val_bpb=self.true_bpb if claim is None else claim,
+            name=run.name, seed=run.seed, author="Ada", date="2026-01-02", val_bpb=self.true_bpb if claim is None else claim,
             val_loss=1.0, step_stop=10, wallclock_seconds=59.5, eval_time_seconds=1.0,
             model_params=64, hardware="any CPU", pytorch_version="2.13.0",
             data_fingerprint=self.text.fingerprint,
@@ -135,7 +135,6 @@ class Bench:
         out = self.folder / "submission"
         write_submission(
             out,
-            run=run,
             weights_bytes=write_container([Section({"t": self.table})], {"run": run.to_dict()}),
             bundle=code or script(self.table),
             facts=dataclasses.replace(facts, **changes),
