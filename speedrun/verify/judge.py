@@ -73,6 +73,8 @@ class Question:
     probe_seed: int
     proof_tokens: int | None
     """Tokens that are proven; None for all."""
+    audit_seconds: float
+    """What flips and replays take on top of `AUDIT_SHARE`."""
     progress: Progress | None
 
     @property
@@ -108,6 +110,7 @@ def verify_submission(
     limits: Limits | None = None,
     probe_seed: int | None = None,
     proof_tokens: int | None = PROOF_TOKENS,
+    audit_seconds: float = AUDIT_SECONDS,
     progress: Progress | None = None,
 ) -> Verdict:
     """Judge a submission folder: every rule of the level gets a result, broken or not.
@@ -120,6 +123,7 @@ def verify_submission(
         limits: What the predictor's process may take.
         probe_seed: Repeats the probes of another verdict; by default nobody can know it before.
         proof_tokens: How many tokens `prove` takes; None for the whole text.
+        audit_seconds: How long to probe on top of a share of what scoring took.
         progress: Called with (what, targets scored, targets in all).
 
     Raises
@@ -171,6 +175,7 @@ def verify_submission(
                         level=level,
                         probe_seed=seed,
                         proof_tokens=proof_tokens,
+                        audit_seconds=audit_seconds,
                         progress=progress,
                     )
                     answered, measurement = _run(question)
@@ -381,7 +386,8 @@ def _probe(question: Question, scored: Scored) -> list[RuleResult]:
                         predictor, tokens, scored.nats, dataset.bos_id, declared.evaluation, rng
                     )
                 )
-                audit.fixed(predictor, seconds=AUDIT_SHARE * found.eval_seconds + AUDIT_SECONDS)
+                seconds = AUDIT_SHARE * found.eval_seconds + question.audit_seconds
+                audit.fixed(predictor, seconds=seconds)
             else:
                 said = "an adaptive predictor has learnt from the documents before"
                 last.append(Rule("document-splice").result(True, "does not apply", evidence=said))

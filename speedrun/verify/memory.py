@@ -173,7 +173,7 @@ def measure_peak_flops() -> float:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    size, best = (8192, 0.0) if device == "cuda" else (1024, 0.0)
+    size, best = (8192, 0.0) if device == "cuda" else (512, 0.0)
     for dtype in (torch.float32, torch.bfloat16):
         left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
         for _ in range(3):  # the first call sets things up
