@@ -12,6 +12,8 @@ import binascii
 import bz2
 import io
 import lzma
+import pickletools
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -44,7 +46,7 @@ _MAX_SOURCE = 1 << 22
 
 
 def contents(folder: Path, dataset: Dataset) -> RuleResult:
-    """No run of the validation text is stored in the counted files."""
+    """No run of the validation text is stored in the counted files, and nothing is pickled."""
     rule = Rule("contents")
     tokens = np.ascontiguousarray(dataset.val_tokens(), dtype=np.uint16)
     haystacks = _Haystacks()
@@ -59,6 +61,9 @@ def contents(folder: Path, dataset: Dataset) -> RuleResult:
             elif array.dtype.kind == "f":
                 whole = np.nan_to_num(array.reshape(-1).astype(np.float64), posinf=0, neginf=0)
                 haystacks.tokens.append(np.clip(whole, 0, 65_535).astype(np.uint16))
+    if any(_is_pickle(blob) for blob in haystacks.blobs):
+        said = "an array or a packed file is a pickle: loading it runs whatever it says"
+        return rule.result(False, "a pickle", "none", evidence=said, fix="store plain arrays")
     text = np.frombuffer(validation_text(dataset), np.uint8)
     found_text = [run for blob in haystacks.blobs for run in _common_runs(blob, text, RUN_BYTES)]
     stream = tokens.view(np.uint8)
@@ -90,6 +95,17 @@ def validation_text(dataset: Dataset) -> bytes:
         return dataset.tokenizer().decode(dataset.val_tokens().tolist()).encode()
     shards = [shard.raw for shard in dataset.manifest.shards if shard.raw is not None]
     return b"".join((dataset.folder / entry.file).read_bytes() for entry in shards)
+
+
+def _is_pickle(data: Bytes) -> bool:
+    """Whether bytes are a pickle from the first to the last; it is read, never loaded."""
+    if len(data) < 3 or data[0] != 0x80 or not 2 <= data[1] <= 5:
+        return False
+    try:
+        last = max(place or 0 for _, _, place in pickletools.genops(data.tobytes()))
+    except (ValueError, IndexError, KeyError, struct.error, UnicodeDecodeError):
+        return False
+    return last >= len(data) - 8
 
 
 class _Haystacks:

@@ -166,6 +166,7 @@ def verify_submission(
             try:
                 with Cell(folder, limits=limits) as cell:
                     isolation = cell.isolation
+                    results[1] = rules.same_files(cell.files, folder, results[1])
                     question = Question(
                         folder=folder,
                         track=track,

@@ -179,6 +179,28 @@ def hashes(folder: Path) -> RuleResult:
     )
 
 
+def same_files(copies: Path, folder: Path, hashes: RuleResult) -> RuleResult:
+    """`hashes` again, if the private copies that run are not the files that were hashed."""
+    try:
+        listed = read_manifest(folder)
+        changed = [
+            path.name
+            for path in sorted(copies.iterdir())
+            if path.name not in listed or sha256_file(path) != listed[path.name].sha256
+        ]
+    except (OSError, SubmissionError) as error:
+        changed = [str(error)]
+    if hashes.status is not Status.PASS or not changed:
+        return hashes
+    return Rule("hashes").result(
+        False,
+        f"{len(changed)} files changed",
+        "0",
+        evidence=f"changed while it was judged: {_few(changed)}",
+        fix="leave the folder alone until the verdict is there",
+    )
+
+
 def size(folder: Path, track: Track) -> RuleResult:
     """Counted code and packed weights fit the track's limit."""
     rule = Rule("size")

@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import types
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,9 @@ from speedrun.clock import Ledger, Phase
 from speedrun.config import EvalConfig
 from speedrun.data.dataset import Dataset
 from speedrun.data.prepare import prepare_dataset
+from speedrun.data.shards import open_shard
 from speedrun.data.tokenizer import train_tokenizer
+from speedrun.errors import PredictorError
 from speedrun.pack.predictor import pack_predictor
 from speedrun.pack.submission import SubmissionFacts, write_submission
 from speedrun.tracks.load import Track
@@ -56,6 +57,8 @@ def write_documents(num: int, seed: int) -> list[tuple[str, str]]:
         word, parts = dice.choice(WORDS), []
         for _ in range(dice.randrange(60, 140)):
             word = dice.choice(favourites[word]) if dice.random() < 0.6 else dice.choice(WORDS)
+            if dice.random() < 0.02:  # a sign that no piece has, so that it becomes bytes
+                parts.append(chr(0x4E00 + dice.randrange(400)))
             parts.append(word + dice.choice(("", "", "", "", ",", ".", ".\n")))
         documents.append((f"doc{seed}-{index}", " ".join(parts)))
     return documents
@@ -69,13 +72,10 @@ class Court:
     dataset: Dataset
     track: Track = TRACK
 
-    def pair_counts(self, split: str = "train") -> np.ndarray:
+    def pair_counts(self) -> np.ndarray:
         """How often each token follows each other one, (V, V) float32."""
-        shards = self.dataset.train_shards if split == "train" else self.dataset.val_shards
-        from speedrun.data.shards import open_shard
-
         counts = np.zeros((self.dataset.vocab_size,) * 2, np.float32)
-        for shard in map(open_shard, shards):
+        for shard in map(open_shard, self.dataset.train_shards):
             np.add.at(counts, (shard[:-1], shard[1:]), 1)
         return counts
 
@@ -100,20 +100,21 @@ class Court:
         )
         found = None
         if claim is None:
-            module = types.ModuleType("submitted")
-            exec(compile(source, "submitted", "exec"), module.__dict__)
-            found = score(
-                module.load(arrays), self.val_tokens, num_bytes=self.dataset.val_raw_bytes,
-                context=evaluation.context, stride=evaluation.stride,
-                batch_windows=evaluation.batch_windows,
-            )  # fmt: skip
+            module: dict[str, Any] = {}
+            exec(compile(source, out.name, "exec"), module)
+            with suppress(PredictorError):  # then a claim as good as any
+                found = score(
+                    module["load"](arrays), self.val_tokens,
+                    num_bytes=self.dataset.val_raw_bytes, context=evaluation.context,
+                    stride=evaluation.stride, batch_windows=evaluation.batch_windows,
+                )  # fmt: skip
         ledger = Ledger(out.with_name(out.name + ".jsonl"))
         ledger.append(Phase(name="train", start_s=0.0, stop_s=12.5, on_budget=True))
         log = out.with_name(out.name + ".log")
         log.write_text("counted pairs of tokens\n")
         told: dict[str, Any] = {
             "name": "court/predictor", "seed": 1, "author": "Ada", "date": "2026-01-02",
-            "val_bpb": found.bpb if found else claim,
+            "val_bpb": found.bpb if found else claim or 1.0,
             "val_loss": found.nats_per_token if found else 1.0,
             "step_stop": 1, "wallclock_seconds": 12.5, "eval_time_seconds": 1.0,
             "model_params": sum(array.size for array in arrays.values()), "hardware": "any CPU",
@@ -164,6 +165,8 @@ def court(tmp_path_factory: pytest.TempPathFactory) -> Court:
     return Court(folder, dataset)
 
 
-@pytest.fixture
-def read_predictor() -> Callable[[str], str]:
-    return lambda name: (HERE / f"{name}.py").read_text(encoding="utf-8")
+def read_predictor(name: str) -> str:
+    """Source of a predictor; cheats build on the honest one, which then travels with them."""
+    base = (HERE / "honest" / "pair_counts.py").read_text(encoding="utf-8")
+    source = (HERE / f"{name}.py").read_text(encoding="utf-8")
+    return source.replace("from honest.pair_counts import Pairs\n", base.partition("def load")[0])
