@@ -407,11 +407,10 @@ def _probe(question: Question, scored: Scored) -> list[RuleResult]:
             for name in _PROBE_RULES
             if name not in (*done, "speed")
         ]
-    peak = memory.measure_peak_flops()
     return [
         *results,
         *last,
-        memory.speed(found.num_tokens, found.eval_seconds, declared.model, peak),
+        memory.speed(found.num_tokens, found.eval_seconds, declared.model),
     ]
 
 
