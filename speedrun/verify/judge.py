@@ -371,32 +371,32 @@ def _probe(question: Question, scored: Scored) -> list[RuleResult]:
     dataset, declared = question.dataset, question.declared
     rng = np.random.default_rng(question.probe_seed)
     tokens, found = dataset.val_tokens(), scored.measurement
-    audit = Audit(tokens, scored.nats, declared.evaluation, rng)
+    training = _training(dataset)
+    audit = Audit(tokens, scored.nats, declared.evaluation, rng, training)
     last: list[RuleResult] = []
     try:
         with question.start() as predictor:
             predictor.budget_s = _patience(found.eval_seconds)
             if predictor.kind != found.kind:
                 raise PredictorError(f"was {found.kind} when it scored, now is {predictor.kind}")
-            last.append(
-                memory.memorisation(predictor, tokens, _training(dataset), declared.evaluation, rng)
-            )
             if predictor.kind == "fixed":
+                seconds = AUDIT_SHARE * found.eval_seconds + question.audit_seconds
+                audit.in_order(predictor, seconds=seconds)
+            else:
+                audit.adaptive(predictor)
+        with question.start() as predictor:
+            predictor.budget_s = _patience(found.eval_seconds)
+            last.append(memory.memorisation(predictor, tokens, training, declared.evaluation, rng))
+            if predictor.kind == "fixed":
+                audit.anyhow(predictor)
                 last.append(
                     memory.document_splice(
                         predictor, tokens, scored.nats, dataset.bos_id, declared.evaluation, rng
                     )
                 )
-                seconds = AUDIT_SHARE * found.eval_seconds + question.audit_seconds
-                audit.fixed(predictor, seconds=seconds)
             else:
                 said = "an adaptive predictor has learnt from the documents before"
                 last.append(Rule("document-splice").result(True, "does not apply", evidence=said))
-        if found.kind == "adaptive":
-            # The questions above must not have been seen by the process that is asked again.
-            with question.start() as predictor:
-                predictor.budget_s = _patience(found.eval_seconds)
-                audit.adaptive(predictor)
         results = audit.results()
     except PredictorError as error:
         # It answered when it was scored: what it does not answer again, it may not be credited.
