@@ -316,7 +316,7 @@ def _measure(predictor: RemotePredictor, question: Question) -> tuple[Scored, Ru
         keep=nats,
     )
     eval_seconds = predictor.waited_s - began_s
-    predictor.budget_s = predictor.waited_s + _patience(eval_seconds)
+    predictor.budget_s = predictor.waited_s + 120.0 + 4 * eval_seconds  # off its account
     chunked_bpb: float | None = None
     if predictor.kind == "fixed":
         steady = rules.state_hash(before, _canary(predictor, question))
@@ -376,7 +376,7 @@ def _probe(question: Question, scored: Scored) -> list[RuleResult]:
     last: list[RuleResult] = []
     try:
         with question.start() as predictor:
-            predictor.budget_s = _patience(found.eval_seconds)
+            predictor.budget_s = _patience(found)
             if predictor.kind != found.kind:
                 raise PredictorError(f"was {found.kind} when it scored, now is {predictor.kind}")
             if predictor.kind == "fixed":
@@ -385,8 +385,12 @@ def _probe(question: Question, scored: Scored) -> list[RuleResult]:
             else:
                 audit.adaptive(predictor)
         with question.start() as predictor:
-            predictor.budget_s = _patience(found.eval_seconds)
-            last.append(memory.memorisation(predictor, tokens, training, declared.evaluation, rng))
+            predictor.budget_s = _patience(found)
+            last.append(
+                memory.memorisation(
+                    predictor, tokens, scored.nats, training, declared.evaluation, rng
+                )
+            )
             if predictor.kind == "fixed":
                 audit.anyhow(predictor)
                 last.append(
@@ -414,9 +418,10 @@ def _probe(question: Question, scored: Scored) -> list[RuleResult]:
     ]
 
 
-def _patience(eval_seconds: float) -> float:
+def _patience(found: Measurement) -> float:
     """Seconds that further questions may take: far more than an honest predictor needs."""
-    return 60.0 + 4 * eval_seconds
+    per_window_s = found.eval_seconds * found.stride / found.num_tokens
+    return 120.0 + 4 * found.eval_seconds + 1_000 * per_window_s
 
 
 def _prove(question: Question, scored: Scored) -> RuleResult:

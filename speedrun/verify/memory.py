@@ -6,6 +6,7 @@ was not trained on; and who has stored a text pays for it by the order in which 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from speedrun.bpb import score
 from speedrun.config import EvalConfig, ModelConfig
 from speedrun.predict import Predictor
 from speedrun.verify.probes import Floats, Ints, ask_nats
@@ -25,24 +27,30 @@ ORDER = 4
 """Tokens of the n-grams that make a target new: its own and those before it."""
 MEMORY_SHARE = 0.03
 """By how much less new targets of the validation text may cost than such of the training text."""
-REFERENCE_TOKENS = 30_000_000
+REFERENCE_TOKENS = 15_000_000
 """Training tokens in which n-grams are looked up, spread over the shards."""
+VALIDATION_TOKENS = 300_000
+"""Validation targets that are looked up."""
 SPLICE_SHARE = 0.3
 """By how much more a document may cost when it follows another one than in the split."""
 SURE = 6.0
 """Standard errors beyond which a difference of means is no accident (p < 1e-8)."""
 NUM_DOCUMENTS = 24
-NUM_WINDOWS = 48
-"""Windows of each text that are compared."""
-WINDOW_TOKENS = 1_024
-"""Their length, if the context is not shorter; the later half counts."""
+NUM_WINDOWS = 24
+"""Windows of training text that a fixed predictor is asked for, at least."""
+NUM_TARGETS = 4_096
+"""Targets in them, at least."""
+CLUSTER = 256
+"""Targets whose mean counts as one observation: neighbours are alike."""
+MIN_CLUSTERS = 6
 SPEED_SLACK = 3.0
 """The peak of a busy machine is measured too low; by no more than this."""
 
 
 def memorisation(
     predictor: Predictor,
-    validation: Tokens,
+    tokens: Tokens,
+    nats: Floats,
     training: Sequence[Tokens],
     evaluation: EvalConfig,
     rng: np.random.Generator,
@@ -53,73 +61,94 @@ def memorisation(
     it stands nowhere else in it. Both kinds are alike for whoever has seen neither text, since the
     split was drawn by chance; whoever has trained on the one text only finds it cheaper.
 
+    What the validation text costs is what the scoring pass was credited with, so there is nothing
+    to be gained by forgetting it now. Training text is asked for as the scoring pass asked; an
+    adaptive predictor goes through as much of it, and observes it.
+
     Args:
-        predictor: A fresh one; an adaptive one has observed nothing.
-        validation: (n,) the stream that is scored.
+        predictor: A fresh process.
+        tokens, nats: The stream, and what the scoring pass gave its targets.
         training: Training shards, memory maps are fine.
-        evaluation: Longest windows.
+        evaluation: How the scoring pass asked.
         rng: Chooses the places.
 
     Raises
         PredictorError: the predictor does not answer.
     """
     rule = Rule("memorisation")
-    length = min(evaluation.context, WINDOW_TOKENS, len(validation) - 1)
+    length = min(evaluation.context, len(tokens) - 1)
     share = min(1.0, REFERENCE_TOKENS / max(sum(map(len, training)), 1))
     reference = [shard[: int(len(shard) * share)] for shard in training]
     reference = [shard for shard in reference if len(shard) > length + ORDER]
-    if not reference or length < 2:
+    if not reference:
         return rule.undecided("no training text here to compare with", "fetch training shards")
-    known, held_out = _windows(reference, length, rng), _windows([validation], length, rng)
-    counts = _count_grams(np.concatenate([_grams(known), _grams(held_out)]), reference)
-    # A window begins with a token that is no target, and no n-gram ends in its first half.
-    new = np.concatenate(
-        [counts[: NUM_WINDOWS * length] <= 1, counts[NUM_WINDOWS * length :] == 0]
-    ).reshape(2, NUM_WINDOWS, length)[:, :, length // 2 :]
-    costs = [
-        [
-            ask_nats(
-                predictor,
-                window[None, :-1].astype(np.int64),
-                np.array([length // 2]),
-                window[1 + length // 2 :],
-            )
-            for window in part
-        ]
-        for part in (known, held_out)
-    ]
-    means = [
-        np.array([row[mask].mean() for row, mask in zip(rows, masks, strict=True) if mask.any()])
-        for rows, masks in zip(costs, new, strict=True)
-    ]
-    if min(len(part) for part in means) < 8:
-        said = "hardly a target of either text is new"
-        return rule.result(True, "does not apply", evidence=said)
-    gap = float(means[0].mean() - means[1].mean())
-    error = math.sqrt(sum(float(part.var(ddof=1)) / len(part) for part in means)) + 1e-9
+    if predictor.kind == "fixed":
+        known_grams, known_nats = _ask_windows(predictor, reference, length, evaluation, rng)
+        start = int(rng.integers(max(1, len(nats) - VALIDATION_TOKENS)))
+        stop = start + VALIDATION_TOKENS
+    else:
+        stream = max(reference, key=len)[: min(len(tokens), VALIDATION_TOKENS)]
+        known_nats = np.empty(len(stream) - 1)
+        how = dataclasses.asdict(evaluation)
+        score(predictor, stream, num_bytes=1, keep=known_nats, **how)
+        known_grams = _grams(stream)
+        start, stop = 0, len(known_nats)  # as far as both have learnt as much
+    held_grams, held_nats = _grams(tokens[start : stop + 1]), nats[start:stop]
+    counts = _count_grams(np.concatenate([known_grams, held_grams]), reference)
+    known = _means(known_nats, counts[: len(known_grams)] <= 1)
+    held_out = _means(held_nats, counts[len(known_grams) :] == 0)
+    if min(len(known), len(held_out)) < MIN_CLUSTERS:
+        return rule.result(True, "does not apply", evidence="hardly any target is new")
+    gap = float(known.mean() - held_out.mean())
+    error = math.sqrt(sum(float(part.var(ddof=1)) / len(part) for part in (known, held_out)))
     return rule.result(
-        gap <= MEMORY_SHARE * float(means[0].mean()) or gap / error < SURE,
-        f"{means[1].mean():.3f} nats per new token, training text {means[0].mean():.3f}",
+        gap <= MEMORY_SHARE * float(known.mean()) or gap / (error + 1e-9) < SURE,
+        f"{held_out.mean():.3f} nats per new token, training text {known.mean():.3f}",
         f"at most {MEMORY_SHARE:.0%} below the training text",
-        evidence=f"{new.sum():,} new tokens in {sum(map(len, means))} windows, apart by "
-        f"{gap / error:+.1f} standard errors",
+        evidence=f"apart by {gap / (error + 1e-9):+.1f} standard errors over {len(known):,} and "
+        f"{len(held_out):,} stretches",
         fix="keep the validation text out of training, counting and calibration",
     )
 
 
-def _windows(shards: Sequence[Tokens], length: int, rng: np.random.Generator) -> Tokens:
-    """`NUM_WINDOWS` random pieces of `length + 1` tokens: (NUM_WINDOWS, length + 1)."""
+def _ask_windows(
+    predictor: Predictor,
+    shards: Sequence[Tokens],
+    length: int,
+    evaluation: EvalConfig,
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.uint64], Floats]:
+    """N-grams and nats of targets in random windows of training text."""
+    # Strides of a few tokens would need thousands of windows for as many targets.
+    stride = max(evaluation.stride, min(64, length // 8))
+    scored = max(0, length - stride)
     sizes = np.array([len(shard) for shard in shards], dtype=np.float64)
-    chosen = rng.choice(len(shards), NUM_WINDOWS, p=sizes / sizes.sum())
-    starts = [int(rng.integers(len(shards[index]) - length)) for index in chosen]
-    rows = [shards[n][s : s + length + 1] for n, s in zip(chosen, starts, strict=True)]
-    return np.stack(rows).astype(np.uint16)
+    grams, nats = [], []
+    for _ in range(max(NUM_WINDOWS, -(-NUM_TARGETS // (length - scored)))):
+        shard = shards[int(rng.choice(len(shards), p=sizes / sizes.sum()))]
+        start = int(rng.integers(len(shard) - length))
+        text = np.asarray(shard[start : start + length + 1])
+        inputs = text[None, :-1].astype(np.int64)
+        nats.append(ask_nats(predictor, inputs, np.array([scored]), text[1 + scored :]))
+        grams.append(_grams(text)[scored:])
+    return np.concatenate(grams), np.concatenate(nats)
 
 
-def _grams(rows: Tokens) -> NDArray[np.uint64]:
-    """The n-gram that ends at each target of each row; those that begin before it are cut."""
-    wide = np.concatenate([np.zeros((len(rows), ORDER - 2), np.uint16), rows], axis=1)
-    return _join(wide).reshape(-1)
+def _means(nats: Floats, is_new: NDArray[np.bool_]) -> Floats:
+    """Mean nats of the new targets of each stretch of `CLUSTER` targets."""
+    cuts = range(CLUSTER, len(nats), CLUSTER)
+    parts = zip(np.split(nats, cuts), np.split(is_new, cuts), strict=True)
+    return np.array([part[mask].mean() for part, mask in parts if mask.sum() >= CLUSTER // 32])
+
+
+def _grams(text: Tokens) -> NDArray[np.uint64]:
+    """The n-gram that ends at each target of a text: (len(text) - 1,).
+
+    The first ones are cut short, and taken for one that stands nowhere.
+    """
+    grams = np.full(max(len(text) - 1, 0), np.iinfo(np.uint64).max, np.uint64)
+    grams[ORDER - 2 :] = _join(np.asarray(text, np.uint16))
+    return grams
 
 
 def _join(tokens: Tokens) -> NDArray[np.uint64]:
