@@ -34,7 +34,7 @@ from speedrun.verify import view
 from speedrun.verify.library import stand_in
 from speedrun.verify.store import Store
 from speedrun.verify.syscalls import filter_program
-from speedrun.verify.watch import Allowance, Watch, end_family
+from speedrun.verify.watch import Allowance, Watch, end_family, tasks_of_user
 
 COUNTED = ("train_gpt.py", "model.srz")
 """The files that a predictor consists of: what is counted is what runs."""
@@ -42,7 +42,7 @@ _MAX_COUNTED_BYTES = 1 << 30
 _OWN_TASKS = 4
 """Of bubblewrap or the warden, beside the predictor's own."""
 _RESERVE_TASKS = 64
-"""Beyond the watch's limit the kernel allows so many more, so that the watch is who decides."""
+"""So many more the kernel allows: it would only refuse, while the watch ends who asks for more."""
 
 # Limits are set by a process of its own before it becomes the command: code between fork and exec
 # of a judge that has threads could deadlock.
@@ -67,10 +67,16 @@ for setting in settings.split(","):
         resource.setrlimit(kind, (value, value))
 os.execv(sys.argv[3], sys.argv[3:])
 """
-# Without a process namespace: children that lose their parent come to this one, which ends them.
+# In bubblewrap's place, where there is none: root gives the command a process namespace, which ends
+# whole. Others are left with a subreaper: children that lose their parent come to it to be ended.
 _WARDEN = """
 import ctypes, os, signal, sys
-linux = sys.platform == "linux"
+def reap(child):
+    ended, status = 0, 0
+    while ended != child:
+        ended, status = os.wait()
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
 def end():
     while linux:
         with open(f"/proc/self/task/{os.getpid()}/children") as file:
@@ -80,22 +86,28 @@ def end():
         for child in map(int, children):
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
+linux = sys.platform == "linux"
 if linux:
-    prctl = ctypes.CDLL(None).prctl
-    prctl(36, 1, 0, 0, 0)
+    libc = ctypes.CDLL(None)
+    PDEATHSIG, SUBREAPER, NEWPID = 1, 36, 0x20000000
+    libc.prctl(SUBREAPER, 1, 0, 0, 0)
     signal.signal(signal.SIGTERM, lambda *_: (end(), os._exit(143)))
-    prctl(1, signal.SIGTERM, 0, 0, 0)
+    libc.prctl(PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    libc.unshare(NEWPID)
 first = os.fork()
 if not first:
-    os.execv(sys.argv[1], sys.argv[1:])
+    if linux:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        libc.prctl(PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    second = os.fork()
+    if not second:
+        os.execv(sys.argv[1], sys.argv[1:])
 for number in (0, 1, 2):
     os.close(number)
-ended, status = 0, 0
-while ended != first:
-    ended, status = os.wait()
-end()
-code = os.waitstatus_to_exitcode(status)
-os._exit(code if code >= 0 else 128 - code)
+code = reap(first or second)
+if first:
+    end()
+os._exit(code)
 """
 
 
@@ -136,18 +148,16 @@ class Limits:
             wall_s=self.wall_s,
         )
 
-    def settings(self, *, counted_alone: bool) -> str:
+    def settings(self, *, other_tasks: int) -> str:
         """For the kernel, which applies them to each process.
 
-        `counted_alone` tells that only this cell's processes are counted; otherwise the kernel
-        counts all of the user's, who may have some of their own.
+        `other_tasks` are processes and threads that the kernel counts with the cell's own.
         """
         allowance = self.allowance
-        tasks = allowance.tasks + _RESERVE_TASKS
         values = {
             "RLIMIT_DATA": allowance.memory_bytes,
             "RLIMIT_FSIZE": self.file_bytes,
-            "RLIMIT_NPROC": tasks if counted_alone else max(tasks, 8_192),
+            "RLIMIT_NPROC": allowance.tasks + _RESERVE_TASKS + other_tasks,
             "RLIMIT_NOFILE": self.num_files,
             "RLIMIT_MSGQUEUE": 0,
             # Of 0, a crash would still be piped to the machine's crash handler; of 1 it is not.
@@ -430,7 +440,7 @@ def _start(
     # A user that nobody is has no other processes; since Linux 5.14, nor has a namespace of users.
     version = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
     alone = walls is Walls.USER or (walls is Walls.NAMESPACE and version >= (5, 14))
-    settings = limits.settings(counted_alone=alone)
+    settings = limits.settings(other_tasks=0 if alone else tasks_of_user())
     inside = [*python, "-S", "-c", _LIMITER, settings, str(user), *python, *arguments]
     with _pipe_of(filter_program()) as filtering:
         if walls is Walls.NONE:

@@ -32,28 +32,45 @@ class Allowance:
     wall_s: float
 
 
-def family(pid: int) -> list[int]:
-    """A process and all its descendants, as far as they can be seen at one moment."""
-    found, waiting = [], [pid]
-    while waiting:
-        parent = waiting.pop()
-        found.append(parent)
-        waiting += _children(parent)
-    return found
+def family(pid: int, *, most: int = 1 << 22) -> list[int]:
+    """A process and its descendants as they are found, oldest first; no more than `most`."""
+    found = [pid]
+    for each in found:  # grows meanwhile
+        if len(found) >= most:
+            break
+        found += _children(each)
+    return found[:most]
 
 
 def end_family(pid: int) -> None:
-    """Kill a process and all its descendants; they are stopped first, so that none has more."""
+    """Kill a process and all its descendants.
+
+    Its children go first: below bubblewrap that is the first process of a namespace, with which
+    all others end at once. Where there is none, all are stopped before they are killed: a fork bomb
+    has more children faster than one can count them.
+    """
+    for child in _children(pid):
+        send(child, signal.SIGKILL)
     known: set[int] = set()
     for _ in range(100):
         fresh = set(family(pid)) - known
         if not fresh:
             break
         for each in fresh:
-            _signal(each, signal.SIGSTOP)
+            send(each, signal.SIGSTOP)
         known |= fresh
     for each in known:
-        _signal(each, signal.SIGKILL)
+        send(each, signal.SIGKILL)
+
+
+def tasks_of_user() -> int:
+    """Processes and threads that the kernel counts for this user now."""
+    tasks = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if folder.stat().st_uid == os.getuid():
+                tasks += int((_stat(int(folder.name)) or ["0"] * 18)[17])
+    return tasks
 
 
 class Watch(threading.Thread):
@@ -85,7 +102,7 @@ class Watch(threading.Thread):
         deadline = time.monotonic() + _PATIENCE_S
         while self._alive() and time.monotonic() < deadline:
             for pid in self._alive():
-                _signal(pid, signal.SIGKILL)
+                send(pid, signal.SIGKILL)
             time.sleep(0.005)
 
     def _alive(self) -> dict[int, list[str]]:
@@ -101,7 +118,8 @@ class Watch(threading.Thread):
         allowed = self._allowance
         if time.monotonic() - self._began > allowed.wall_s:
             return f"it ran for more than {allowed.wall_s:g} s"
-        stats = {pid: fields for pid in family(self._pid) if (fields := _stat(pid))}
+        members = family(self._pid, most=allowed.tasks + 1)
+        stats = {pid: fields for pid in members if (fields := _stat(pid))}
         stats |= self._alive()
         self._seen = {pid: fields[19] for pid, fields in stats.items()}
         # Fields of /proc/PID/stat, counted from the state on, which is number 3 in proc(5).
@@ -152,6 +170,7 @@ def _memory(key: str) -> int:
     return 0
 
 
-def _signal(pid: int, number: int) -> None:
+def send(pid: int, number: int) -> None:
+    """Signal a process that may be gone already."""
     with suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)
