@@ -125,7 +125,7 @@ def _score(
             (folder / CODE_NAME).write_bytes(code)
             (folder / MODEL_NAME).write_bytes(model)
         with (
-            Cell(Path(place) / "files") as cell,
+            Cell(Path(place) / "files", allow_unsandboxed=True) as cell,
             RemotePredictor(
                 cell, [CODE_NAME, "predict", MODEL_NAME], budget_s=float("inf")
             ) as predictor,

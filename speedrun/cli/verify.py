@@ -43,6 +43,9 @@ def verify(
     proof_tokens: str = typer.Option(
         "2000", metavar="N|all", help="Tokens that level prove codes and decodes."
     ),
+    allow_unsandboxed: bool = typer.Option(
+        False, "--allow-unsandboxed", help="Run code that is not yours without bubblewrap."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the verdict as JSON."),
 ) -> None:
     """Judge a submission: every rule, and its score measured in a sandbox.
@@ -73,6 +76,7 @@ def verify(
         chosen,
         dataset,
         level=level.value,
+        allow_unsandboxed=allow_unsandboxed,
         probe_seed=probe_seed,
         proof_tokens=None if proof_tokens == "all" else int(proof_tokens),
         progress=_show,

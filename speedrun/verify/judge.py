@@ -14,13 +14,14 @@ import platform
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from speedrun.bpb import score
+from speedrun.data import stdlib
 from speedrun.data.dataset import Dataset
 from speedrun.data.shards import open_shard
 from speedrun.errors import (
@@ -37,7 +38,7 @@ from speedrun.verify.contents import contents
 from speedrun.verify.probes import PROBES, Audit, ask_nats
 from speedrun.verify.remote import RemotePredictor
 from speedrun.verify.rules import Declared, Rule
-from speedrun.verify.sandbox import COUNTED, Cell, Limits
+from speedrun.verify.sandbox import COUNTED, Cell, Limits, gpu_devices
 from speedrun.verify.verdict import Measurement, RuleResult, Status, Verdict
 
 Level = Literal["static", "score", "probe", "prove"]
@@ -108,6 +109,7 @@ def verify_submission(
     *,
     level: Level = "score",
     limits: Limits | None = None,
+    allow_unsandboxed: bool = False,
     probe_seed: int | None = None,
     proof_tokens: int | None = PROOF_TOKENS,
     audit_seconds: float = AUDIT_SECONDS,
@@ -120,7 +122,9 @@ def verify_submission(
         track: Limits and rules to judge by.
         dataset: The text to score; without it the rules that need it stay UNDECIDED.
         level: How deep to look; see the top of this file.
-        limits: What the predictor's process may take.
+        limits: What the predictor's processes may take; by default they get the GPUs where the
+            track has some.
+        allow_unsandboxed: Run the code where bubblewrap does not work; the verdict then says so.
         probe_seed: Repeats the probes of another verdict; by default nobody can know it before.
         proof_tokens: How many tokens `prove` takes; None for the whole text.
         audit_seconds: How long to probe on top of a share of what scoring took.
@@ -164,7 +168,12 @@ def verify_submission(
             results += _not_run(level, f"not run: {obstacle}")
         else:
             try:
-                with Cell(folder, limits=limits) as cell:
+                with Cell(
+                    folder,
+                    limits=limits or Limits(devices=gpu_devices() if track.num_gpus else ()),
+                    hidden_documents=library_documents(dataset),
+                    allow_unsandboxed=allow_unsandboxed,
+                ) as cell:
                     isolation = cell.isolation
                     results[1] = rules.same_files(cell.files, folder, results[1])
                     question = Question(
@@ -197,6 +206,28 @@ def verify_submission(
         switches={name: track.is_on(name) for name in SWITCHES},
         probe_seed=seed if level in LEVELS[2:] else None,
     )
+
+
+def library_documents(dataset: Dataset) -> list[str]:
+    """Validation documents that are files or topics of this Python's library.
+
+    Any data set may hold some, and the sandbox shows the library, so they have to be hidden there.
+    """
+    if dataset.manifest is None:
+        return []
+    library = stdlib.library_folder()
+    names = [
+        name
+        for shard in dataset.manifest.shards
+        if shard.raw is not None
+        for name in shard.raw.document_ids
+    ]
+    return [
+        name
+        for name in names
+        if name.startswith("pydoc/")
+        or (PurePosixPath(name).suffix == ".py" and (library / name).is_file())
+    ]
 
 
 def _too_large(folder: Path, track: Track) -> str:
