@@ -186,11 +186,13 @@ def on_disk(record: Record, runs: list[Log], track: Track | None) -> Iterator[Fi
                 expected=f"{nearest:,.0f}, as logged or claimed",
                 sentence="the weights in the folder are not those that were counted",
             )
-        counted = min((c for c in named["code"] if code in named["code"]), default=code or 0)
+        # Readable code may lie beside what was counted, so a stranger's size proves less.
+        is_counted = code is None or code in named["code"] or not named["code"]
+        counted = min(named["code"], default=0.0) if is_counted and named["code"] else code or 0
         if track is not None and size + counted > track.cap_bytes:
             yield Finding(
                 id="size-on-disk",
-                severity=Severity.BROKEN,
+                severity=Severity.BROKEN if is_counted else Severity.CONTRADICTION,
                 file=name,
                 line=0,
                 found=f"{size:,} + {counted:,.0f} bytes of code",

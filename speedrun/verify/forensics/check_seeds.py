@@ -89,7 +89,7 @@ def seeds(runs: list[Log], claims: Claims | None, track: Track | None, track_tex
         yield from _declared_seeds(runs, found, claims)
     if track is None or not runs:
         return
-    num_seeds = len(found) or len(runs)
+    num_seeds = len(found) + sum(run.seed is None for run in runs)
     if num_seeds < track.record.seeds:
         is_record = "non" not in track_text.lower() and "unlimited" not in track.name
         first = declared[0][1] if declared else 1
@@ -122,6 +122,18 @@ def _declared_seeds(runs: list[Log], found: set[int], claims: Claims) -> Finding
                 expected="every seed once",
                 sentence="a run that is counted twice makes the spread smaller than it is",
             )
+    entries = claims.table((), "bpb").keys()
+    if entries and set(entries) != set(counts):
+        odd = sorted(set(entries) ^ set(counts))
+        yield Finding(
+            id="seed-entries",
+            severity=Severity.CONTRADICTION,
+            file=claims.name,
+            line=declared[0][1],
+            found=f"seeds {sorted(counts)}",
+            expected=f"those with results, {sorted(entries)}",
+            sentence=f"seed {', '.join(map(str, odd))} is in one of the two lists only",
+        )
     anonymous = sum(run.seed is None for run in runs)
     missing = [seed for seed in counts if seed not in found]
     if runs and len(missing) > anonymous:

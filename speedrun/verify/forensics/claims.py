@@ -9,14 +9,16 @@ from __future__ import annotations
 import bisect
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from speedrun.errors import FormatError
 from speedrun.verify.forensics.figures import Figure, counted, measured
+from speedrun.verify.forensics.findings import Finding, Severity
 
-MAX_LEAVES = 20_000
+MAX_LEAVES = 2_000
 _TOKEN = re.compile(r'[{}\[\],:]|"(?:[^"\\]|\\.)*"|[^\s{}\[\],:"]+')
 _SEED_KEY = re.compile(r"(?:seed[_-]?)?(\d{1,9})")
 _DIFFERENCE = re.compile(
@@ -97,7 +99,11 @@ class Claims:
 
     def get(self, *path: str) -> Leaf | None:
         """The leaf at a path."""
-        return next((leaf for leaf in self.leaves if leaf.path == path), None)
+        return self._by_path.get(path)
+
+    @cached_property
+    def _by_path(self) -> dict[tuple[str, ...], Leaf]:
+        return {leaf.path: leaf for leaf in self.leaves}
 
     def has(self, word: str) -> bool:
         """Does a key at the top, or of an object there, hold this word?"""
@@ -137,13 +143,18 @@ class Claims:
 
     def table(self, place: tuple[str, ...], kind: str) -> dict[int, Figure]:
         """Values by seed in the tables that an object holds, e.g. `seed_results` at the top."""
-        found: dict[int, Figure] = {}
+        return self._tables.get((place, kind), {})
+
+    @cached_property
+    def _tables(self) -> dict[tuple[tuple[str, ...], str], dict[int, Figure]]:
+        found: dict[tuple[tuple[str, ...], str], dict[int, Figure]] = {}
         for claim in self.figures:
-            depth = len(place)
-            is_below = claim.path[:depth] == place and depth < len(claim.path) <= depth + 3
-            own = claim.seed is not None and seed_of(claim.path[: depth + 2], self) == claim.seed
-            if is_below and own and claim.kind == kind and not claim.summary and not claim.is_early:
-                found.setdefault(claim.seed or 0, claim.figure)
+            if claim.seed is None or claim.summary or claim.is_early:
+                continue
+            for depth in range(max(len(claim.path) - 3, 0), len(claim.path) - 1):
+                if seed_of(claim.path[: depth + 2], self) == claim.seed:
+                    table = found.setdefault((claim.path[:depth], claim.kind), {})
+                    table.setdefault(claim.seed, claim.figure)
         return found
 
 
@@ -168,6 +179,11 @@ def read_claims(text: str, name: str) -> Claims:
         seen[leaf.path] = leaf  # as JSON readers do: the last one counts
     odd = tuple(leaf for leaf in leaves if leaf.text in ("NaN", "Infinity", "-Infinity"))
     return Claims(name=name, leaves=tuple(seen.values()), repeated=tuple(repeated), odd=odd)
+
+
+def finding_about(claims: Claims, id: str, severity: Severity) -> Callable[..., Finding]:
+    """The beginning of a finding about a claim file; the rest is given as keywords."""
+    return partial(Finding, id=id, severity=severity, file=claims.name)
 
 
 def seed_of(path: tuple[str, ...], claims: Claims) -> int | None:
@@ -195,14 +211,12 @@ def _claim(leaf: Leaf, claims: Claims) -> Claim | None:
     kind = next((kind for kind, pattern in _KINDS if pattern.search(key)), None)
     if kind is None:
         return None
-    is_exact = kind in ("code", "model", "total", "steps")
-    figure = measured(leaf.text, leaf.line)
+    is_count = kind in ("code", "model", "total", "steps") and isinstance(leaf.value, int)
+    figure = counted(leaf.text, leaf.line) if is_count else measured(leaf.text, leaf.line)
     if figure is None:
         return None
     if kind in ("train_s", "eval_s") and key.endswith("_ms"):
         figure = figure.scaled(1e-3)
-    if is_exact and counted(leaf.text, leaf.line) is None and figure.half == 0.5:
-        return None
     parts = re.split(r"_", key)
     summary = next(
         (name for name in ("std", "mean", "max", "min") if name in parts),
@@ -212,6 +226,8 @@ def _claim(leaf: Leaf, claims: Claims) -> Claim | None:
 
 
 def _is_seed(value: object) -> bool:
+    if isinstance(value, str):
+        return value.isascii() and value.isdigit() and len(value) < 10
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**9
 
 

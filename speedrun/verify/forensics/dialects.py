@@ -20,6 +20,8 @@ MAX_LINE = 4_096
 """Characters of a line that are looked at."""
 MAX_LINES = 100_000
 MAX_SETTINGS = 2_000
+MAX_SCORES = 200
+"""Outside of training steps."""
 
 _NUMBER = r"[-+]?\d{1,18}(?:\.\d{0,18})?(?:[eE][-+]?\d{1,2})?"
 _COUNT = r"\d[\d,]{0,23}"
@@ -179,6 +181,9 @@ def _read_score(log: Log, line: str, number: int) -> bool:
     bpb = measured(pairs[key][0], number) if key else None
     if bpb is None:
         return False
+    if sum(score.stage is not Stage.TRAINING for score in log.scores[-MAX_SCORES:]) >= MAX_SCORES:
+        log.is_cut = True
+        return True
     label = line[: match.start()].strip(" :|-").lower()[:60]
     if _UNPACKED.search(label):
         stage = Stage.UNPACKED
@@ -231,8 +236,8 @@ def _read_events(log: Log, line: str, number: int) -> None:
         log.self_generated = number
     if _LIMITED.search(line):
         log.limited = (line.strip(), number)
-    if _RESUMED.search(line) and log.resumed is None and not log.steps:
-        log.resumed = (line.strip(), number)
+    if _RESUMED.search(line):
+        log.resumes.append((line.strip(), number))
 
 
 def _append(figures: list[Figure], figure: Figure | None) -> None:

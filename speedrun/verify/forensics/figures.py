@@ -52,12 +52,14 @@ def counted(text: str, line: int) -> Figure | None:
 
 
 def mean(figures: Sequence[Figure]) -> Figure:
-    """The mean, as exact as its parts; it stands where the first one does."""
-    return Figure(
-        statistics.fmean(f.value for f in figures),
-        statistics.fmean(f.half for f in figures),
-        figures[0].line,
-    )
+    """The mean, as exact as its parts; it stands where the first one does.
+
+    A mean of several counts may be shown as a whole number, so half a unit of it is open.
+    """
+    half = statistics.fmean(f.half for f in figures)
+    if half == 0 and len(figures) > 1:
+        half = 0.5
+    return Figure(statistics.fmean(f.value for f in figures), half, figures[0].line)
 
 
 def largest(figures: Sequence[Figure]) -> Figure:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from speedrun.errors import FormatError, SubmissionError
 from speedrun.verify.forensics.claims import Claims, read_claims
-from speedrun.verify.forensics.dialects import MAX_LINES, read_log
+from speedrun.verify.forensics.dialects import MAX_LINES, MAX_SCORES, read_log
 from speedrun.verify.forensics.findings import Finding, Severity
 from speedrun.verify.forensics.log import Log
 
@@ -24,7 +24,7 @@ MAX_LOG_BYTES = 8_000_000
 MAX_RECORD_BYTES = 32_000_000
 """Of all logs of one record."""
 MAX_CLAIM_BYTES = 1_000_000
-MAX_LOGS = 200
+MAX_LOGS = 100
 """Of one record."""
 MAX_ENTRIES = 100_000
 """Files and folders of one walk."""
@@ -191,8 +191,8 @@ def _read_log_into(record: Record, path: Path, name: str) -> None:
         return
     log = read_log(text, name, hashlib.sha256(content).hexdigest())
     if log.is_cut:
-        found, most = f"more than {MAX_LINES:,} lines", f"at most {MAX_LINES:,}"
-        record.trouble("too-large", name, found, most, "the lines after them were not read")
+        found = f"more than {MAX_LINES:,} lines or {MAX_SCORES} scores"
+        record.trouble("too-large", name, found, "fewer", "what comes after them was not read")
     if not log.is_empty:
         record.logs.append(log)
     elif is_sure:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import PurePosixPath
 
 from speedrun.verify.forensics.figures import Figure
+from speedrun.verify.forensics.findings import Finding, Severity
 
 _NAME_SEEDS = (
     (re.compile(r"seed[_-]?(\d{1,9})(?!\d)"), True),
@@ -98,9 +100,10 @@ class Log:
     validation_documents: Figure | None = None
     limited: tuple[str, int] | None = None
     """A line that says an evaluation was cut short."""
-    resumed: tuple[str, int] | None = None
+    resumes: list[tuple[str, int]] = field(default_factory=list)
+    """Lines that say training goes on from a checkpoint."""
     is_cut: bool = False
-    """Are there more lines than are read?"""
+    """Is there more than is kept?"""
     admissions: list[tuple[str, int]] = field(default_factory=list)
     """Lines that speak of validation text used for anything but scoring."""
 
@@ -144,6 +147,12 @@ class Log:
         if self.written_seed is not None:
             return int(self.written_seed.value)
         return self.name_seed[0] if self.name_seed else None
+
+    @cached_property
+    def family(self) -> str:
+        """The name without its seed: runs of one family differ in nothing else."""
+        seed = re.escape(str(self.seed))
+        return re.sub(rf"(?<!\d){seed}(?!\d)", "*", self.name, count=1)
 
     @cached_property
     def final(self) -> Score | None:
@@ -190,6 +199,11 @@ class Log:
         """Longest window that is trained on or scored."""
         lengths = (self.count(f"{kind}_seq_len") for kind in ("train", "eval", "ttt_eval"))
         return max((int(length.value) for length in lengths if length), default=0)
+
+
+def finding_in(log: Log, id: str, severity: Severity) -> Callable[..., Finding]:
+    """The beginning of a finding about a log; the rest is given as keywords."""
+    return partial(Finding, id=id, severity=severity, file=log.name)
 
 
 def _is_count(text: str) -> bool:
