@@ -236,7 +236,7 @@ def throughput(log: Log) -> Findings:
     if steps <= 0:
         return
     before_ms = then_ms / end.step
-    if not 0.5 * before_ms <= spent_ms / steps <= 4 * before_ms:
+    if not 0.4 * before_ms <= spent_ms / steps <= 2.5 * before_ms:
         yield finding_in(log, "throughput", Severity.CONTRADICTION)(
             line=log.stop.line,
             found=f"{spent_ms / steps:,.1f} ms a step for the last {steps:,} steps",

@@ -57,8 +57,10 @@ def test_json_holds_every_finding(make, verify, tmp_path):
     )
 
 
-def test_a_track_can_be_named(make, verify):
-    path = make("colon", train_ms=650_000.0).write() / "train_seed42.log"
+def test_a_track_can_be_named(make, verify, tmp_path):
+    record = make("colon", train_ms=650_000.0)
+    path = tmp_path / "train.log"
+    path.write_text(record.logs["train_seed42.log"])
     assert verify("--logs", path).code == 2
     assert verify("--logs", path, "--track", "golf-10min-16mb").code == 1
     assert verify("--logs", path, "--track", "golf-unlimited-16mb").code == 0
