@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from speedrun import settings
-from speedrun.errors import ConfigError
 from speedrun.tracks.load import FOLDER, Track, load_track
 from speedrun.verify.forensics.check_claims import check_claims, flags, hardware_of
 from speedrun.verify.forensics.check_logs import check_log
@@ -82,9 +81,13 @@ def track_text(record: Record) -> str:
         leaf = claims.get("track")
         if leaf is not None and isinstance(leaf.value, str):
             return leaf.value
-    folder = record.folder.resolve()
-    names = [folder.parent.name, folder.parent.parent.name]
-    return next((name for name in names if track_named(name) is not None), "")
+    return folder_text(record)
+
+
+def folder_text(record: Record) -> str:
+    """The name of the nearest folder above a record that names a track; empty if none does."""
+    above = [parent.name for parent in record.folder.resolve().parents[:2]]
+    return next((name for name in above if track_named(name) is not None), "")
 
 
 def track_named(text: str) -> Track | None:
@@ -92,14 +95,9 @@ def track_named(text: str) -> Track | None:
     words = text.lower().replace("_", "-")
     if words in settings.list_names(FOLDER):
         return load_track(words)
-    try:
-        if re.search(r"non-?record|unlimited", words):
-            return load_track("golf-unlimited-16mb")
-        if re.search(r"10-?min", words):
-            return load_track("golf-10min-16mb")
-    except ConfigError:
-        pass
-    return None
+    if re.search(r"non-?record|unlimited", words):
+        return load_track("golf-unlimited-16mb")
+    return load_track("golf-10min-16mb") if re.search(r"10-?min", words) else None
 
 
 def _runs_for(claims: Claims, every: list[Claims], runs: list[Log]) -> list[Log]:
@@ -121,6 +119,18 @@ def _whole(record: Record, track: Track | None, text: str) -> Iterator[Finding]:
             found=f"track {text!r}" if text else "no track named",
             expected=", ".join(settings.list_names(FOLDER)),
             sentence="budgets, cap and seeds were not judged; give --track",
+        )
+    elsewhere = folder_text(record)
+    filed, claimed = track_named(elsewhere), track_named(text)
+    if filed is not None and claimed is not None and filed.name != claimed.name:
+        yield Finding(
+            id="track-differs",
+            severity=Severity.LOOK,
+            file=record.claims[0].name,
+            line=1,
+            found=f"track {text!r}",
+            expected=f"{filed.name}, as the folder {elsewhere!r} says",
+            sentence="it is judged by the track that it claims, which has other limits",
         )
     if record.claims and not record.logs:
         yield Finding(

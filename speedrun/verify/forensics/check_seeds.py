@@ -175,7 +175,7 @@ def _claimed_scores(claims: Claims) -> list[Figure]:
 
 
 def code_sizes(runs: list[Log]) -> Findings:
-    """All seeds ran the same script."""
+    """All runs used the same script."""
     sizes: dict[tuple[int, ...], Log] = {}
     for run in runs:
         codes = [size for size in run.sizes if size.part == "code"]
@@ -183,7 +183,7 @@ def code_sizes(runs: list[Log]) -> Findings:
             sizes.setdefault(tuple(size.bytes for size in codes), run)
     if len(sizes) > 1:
         (first, held), (other, log) = list(sizes.items())[:2]
-        line = next(size.line for size in log.sizes if size.part == "code")
+        line = [size.line for size in log.sizes if size.part == "code"][-1]
         yield Finding(
             id="scripts-differ",
             severity=Severity.LOOK,
@@ -191,7 +191,7 @@ def code_sizes(runs: list[Log]) -> Findings:
             line=line,
             found=f"code of {other[-1]:,} bytes",
             expected=f"{first[-1]:,}, as in {held.name}",
-            sentence=f"the seeds ran {len(sizes)} different scripts",
+            sentence=f"the runs used {len(sizes)} different scripts",
         )
 
 
