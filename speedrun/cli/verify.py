@@ -9,6 +9,7 @@ from pathlib import Path
 
 import typer
 
+from speedrun.cli.forensics import audit_logs
 from speedrun.cli.screen import say_aside
 
 
@@ -22,7 +23,7 @@ class Level(StrEnum):
 
 
 def verify(
-    submission: Path = typer.Argument(metavar="SUBMISSION", help="Submission folder."),
+    submission: Path | None = typer.Argument(None, metavar="SUBMISSION", help="Submission folder."),
     level: Level = typer.Option(
         Level.score,
         help="static reads files, score also runs the model, probe asks a fresh "
@@ -33,6 +34,9 @@ def verify(
     ),
     data: Path | None = typer.Option(
         None, metavar="FOLDER", help="Dataset folder. Default: the track's corpus."
+    ),
+    logs: Path | None = typer.Option(
+        None, metavar="PATH", help="Audit published logs and claims here instead."
     ),
     out: Path | None = typer.Option(
         None, metavar="FILE", help="Also write verdict.json to this path."
@@ -50,8 +54,16 @@ def verify(
 ) -> None:
     """Judge a submission: every rule, and its score measured in a sandbox.
 
+    With --logs nothing is run: the logs and submission.json of a record, or of
+    all records below a folder, are checked against each other and the rules.
     Exit code 0 passed, 1 a rule is broken, 2 could not be decided.
     """
+    if (submission is None) == (logs is None):
+        what = "give SUBMISSION or --logs PATH, not both"
+        raise typer.BadParameter(what if submission else "Missing argument 'SUBMISSION'")
+    if logs is not None:
+        raise typer.Exit(audit_logs(logs, track=track, out=out, as_json=as_json))
+    assert submission is not None
     from rich.console import Console
 
     from speedrun.data.corpus import open_corpus
