@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -147,17 +147,39 @@ class Cell:
         """`store` as the process in the cell sees it."""
         return str(self.store) if self._reason else "/logits"
 
-    def start(self, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    def inside(self, name: str) -> str:
+        """Path of what `start` is given under a name, as the process in the cell sees it."""
+        return str(self._folder / name) if self._reason else f"/{name}"
+
+    def start(
+        self,
+        arguments: Sequence[str],
+        *,
+        readable: Mapping[str, Path] | None = None,
+        writable: Mapping[str, Path] | None = None,
+    ) -> subprocess.Popen[bytes]:
         """Run `python ARGUMENTS` next to the counted files, in a process group of its own.
 
         Python runs isolated (-I): no variables, no user packages, no modules beside the script.
+        `readable` and `writable` are files and folders from outside, by the name for `inside`.
         """
+        lent = [("--ro-bind", readable or {}), ("--bind", writable or {})]
         python = [sys.executable, "-I", "-B", "-u", *arguments]
         limiter = [sys.executable, "-I", "-S", "-c", _LIMITER, str(self._limits)]
         if self._reason:
             command, scratch = [*limiter, *python], str(self._folder)
+            for _, paths in lent:
+                for name, path in paths.items():
+                    (self._folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    (self._folder / name).symlink_to(path.resolve())
         else:
-            command, scratch = [*limiter, *self._bubblewrap(), "--", *python], "/tmp"
+            binds = [
+                word
+                for how, paths in lent
+                for name, path in paths.items()
+                for word in (how, str(path.resolve()), self.inside(name))
+            ]
+            command, scratch = [*limiter, *self._bubblewrap(), *binds, "--", *python], "/tmp"
         return subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
