@@ -6,6 +6,7 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -20,7 +21,9 @@ class Level(StrEnum):
 
 
 def verify(
-    submission: Path = typer.Argument(metavar="SUBMISSION", help="Submission folder."),
+    submissions: list[Path] = typer.Argument(
+        metavar="SUBMISSION", help="Submission folders: one, or one for each seed of a recipe."
+    ),
     level: Level = typer.Option(Level.score, help="static reads files, score also runs the model."),
     track: str = typer.Option(
         "", metavar="NAME|FILE", help="Track name or .toml file. Default: its own."
@@ -31,37 +34,72 @@ def verify(
     out: Path | None = typer.Option(
         None, metavar="FILE", help="Also write verdict.json to this path."
     ),
-    as_json: bool = typer.Option(False, "--json", help="Print the verdict as JSON."),
+    retrain: bool = typer.Option(
+        False, "--retrain", help="Also run its own training again and compare the score."
+    ),
+    spread: float | None = typer.Option(
+        None, metavar="BPB", help="Standard deviation over seeds that --retrain allows for."
+    ),
+    against: str = typer.Option(
+        "", metavar="RECORD|BPB,BPB", help="Test against a record: its folder, or its scores."
+    ),
+    runs: Path | None = typer.Option(
+        None, metavar="FOLDER", help="Table of local runs. Default: where the submissions lie."
+    ),
+    as_json: bool = typer.Option(
+        False, "--json", help="Print the verdict as JSON; of several, an array."
+    ),
 ) -> None:
     """Judge a submission: every rule, and its score measured in a sandbox.
 
-    Exit code 0 passed, 1 a rule is broken, 2 could not be decided.
+    Several are judged one by one and then together, as seeds of one recipe.
+    Exit code 0 passed, 1 a rule is broken, 2 could not be decided: the worst of all.
     """
     from rich.console import Console
 
+    from speedrun.cli import seeds
     from speedrun.data.corpus import open_corpus
     from speedrun.errors import DataError
+    from speedrun.files import write_atomic
     from speedrun.tracks.load import load_track
     from speedrun.verify.judge import verify_submission
-    from speedrun.verify.verdict import print_verdict, write_verdict
+    from speedrun.verify.verdict import print_verdict
 
-    chosen = load_track(track or claimed_track(submission))
+    chosen = load_track(track or claimed_track(submissions[0]))
     dataset = None
-    if level is not Level.static:
+    if level is not Level.static or retrain:
         try:
             dataset = open_corpus(data or chosen.corpus, echo=say_aside)
         except DataError as error:
             if data is not None:
                 raise
             say_aside(f"the corpus of track {chosen.name} is not here: {error}")
-    verdict = verify_submission(submission, chosen, dataset, level=level.value, progress=_show)
+    standing = seeds.read_standing(against, chosen, dataset) if against else None
+    verdicts = [
+        verify_submission(each, chosen, dataset, level=level.value, progress=_show)
+        for each in submissions
+    ]
+    if retrain:
+        verdicts = seeds.retrain_each(
+            submissions, verdicts, chosen, dataset, standing=standing, spread=spread, show=_show
+        )
+    together = None
+    if len(submissions) > 1 or against:
+        together = seeds.judge_together(
+            submissions, verdicts, chosen, against=bool(against), standing=standing, runs=runs
+        )
+    found: list[Any] = [verdict.to_dict() for verdict in verdicts]
+    text = json.dumps([*found, together.to_dict()] if together else found[0], indent=2)
     if out is not None:
-        write_verdict(verdict, out)
+        write_atomic(out, f"{text}\n".encode())
     if as_json:
-        print(json.dumps(verdict.to_dict(), indent=2))
+        print(text)
     else:
-        print_verdict(verdict, Console())
-    raise typer.Exit(verdict.exit_code)
+        for verdict in verdicts:
+            print_verdict(verdict, Console())
+        if together is not None:
+            seeds.print_together(together, submissions, Console())
+    raise typer.Exit((together or verdicts[0]).exit_code)
 
 
 def claimed_track(submission: Path) -> str:
