@@ -40,6 +40,8 @@ class Together:
 
     seeds: tuple[int, ...]
     statuses: tuple[Status, ...]
+    scores: tuple[float | None, ...]
+    """By submission, as the judge measured them."""
     val_bpb: Summary | None
     """None unless every submission was scored."""
     results: tuple[RuleResult, ...]
@@ -148,6 +150,7 @@ def judge_together(
     return Together(
         seeds=seeds,
         statuses=tuple(verdict.status for verdict in verdicts),
+        scores=tuple(v.measurement.bpb if v.measurement else None for v in verdicts),
         val_bpb=summarise(scores) if is_whole and scores else None,
         results=tuple(results),
         warnings=tuple(warnings),
@@ -157,10 +160,11 @@ def judge_together(
 def print_together(together: Together, submissions: Sequence[Path], console: Console) -> None:
     """A row for each submission, then what they say together."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("submission", "verdict"):
+    for heading in ("submission", "verdict", "val_bpb"):
         table.add_column(heading, overflow="fold")
-    for folder, status in zip(submissions, together.statuses, strict=True):
-        table.add_row(Text(str(folder)), Text(status))
+    rows = zip(submissions, together.statuses, together.scores, strict=True)
+    for folder, status, bpb in rows:
+        table.add_row(Text(str(folder)), Text(status), Text("" if bpb is None else f"{bpb:.6f}"))
     console.print(table)
     if (found := together.val_bpb) is not None:
         said = f"val_bpb {found}"

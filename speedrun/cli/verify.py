@@ -95,7 +95,9 @@ def verify(
     if as_json:
         print(text)
     else:
-        for verdict in verdicts:
+        for folder, verdict in zip(submissions, verdicts, strict=True):
+            if together is not None:
+                print(folder)
             print_verdict(verdict, Console())
         if together is not None:
             seeds.print_together(together, submissions, Console())

@@ -35,7 +35,7 @@ FREE_SETTINGS = ("seed", "train.budget_s")
 _READABLE = 4
 """Counted files beyond so many times the limit are not opened."""
 _MAX_LEDGER = 1 << 24
-_SHOWN = 4
+_SHOWN = 6
 _SECONDS = 1e-3
 """The ledger rounds to microseconds, so a sum of its phases is a little off."""
 _MILLISECONDS = 1.0
@@ -331,7 +331,7 @@ def _compare_sizes(facts: _Facts, log: TrainLog, sizes: dict[str, int]) -> None:
     }
     for kind, (where, size) in found.items():
         if (entry := log.last(kind)) is not None:
-            facts.same(_said(entry, "number"), _Said(where, size))
+            facts.same(_said(entry, "number", kind), _Said(where, size))
 
 
 def _compare_course(facts: _Facts, log: TrainLog, run: RunConfig | None) -> None:
@@ -361,7 +361,7 @@ def _compare_course(facts: _Facts, log: TrainLog, run: RunConfig | None) -> None
 def _compare_machine(facts: _Facts, log: TrainLog, claims: _Claims) -> None:
     """The size of the network and the device, as the log begins."""
     if (parameters := log.last("parameters")) is not None:
-        facts.same(claims.number("model_params"), _said(parameters, "number"))
+        facts.same(claims.number("model_params"), _said(parameters, "number", "model_params"))
     device, hardware = log.last("device"), claims.text("hardware")
     if device is not None and hardware.value is not None:
         # The two forms of `hardware.hardware_name`; what else a person writes there is not ours.
@@ -369,7 +369,7 @@ def _compare_machine(facts: _Facts, log: TrainLog, claims: _Claims) -> None:
         wrong = (is_gpu and device.text["device"] == "cpu") or (
             is_cpu and device.text["device"] == "cuda"
         )
-        facts.check(not wrong, f"{hardware}, {_at(device)}: {device.text['device']}")
+        facts.check(not wrong, f"{hardware}, {_at(device)} {device.text['device']}")
 
 
 def _compare_times(facts: _Facts, log: TrainLog, phases: Sequence[Phase]) -> None:
@@ -398,9 +398,9 @@ def _at(entry: Entry) -> str:
     return f"{LOG}, line {entry.line}:"
 
 
-def _said(entry: Entry, name: str) -> _Said:
+def _said(entry: Entry, name: str, label: str = "") -> _Said:
     value = entry[name]
-    return _Said(f"{_at(entry)} {name}", int(value) if value.is_integer() else value)
+    return _Said(f"{_at(entry)} {label or name}", int(value) if value.is_integer() else value)
 
 
 def _count(value: object) -> int | None:
