@@ -26,6 +26,7 @@ from speedrun.config import EvalConfig, ModelConfig, RunConfig, TrainConfig
 from speedrun.data.shards import write_shard
 from speedrun.pack.container import Section, write_container
 from speedrun.verify import retrain as module
+from speedrun.verify import sandbox
 from speedrun.verify.retrain import DEFAULT_SPREAD, expect, retrain
 from speedrun.verify.sandbox import why_unsandboxed
 from speedrun.verify.verdict import RuleResult, Status
@@ -291,6 +292,16 @@ assert (given.seed, given.budget) == (42, 0.4)
     found = trainers.judge(trainers.submit(body))
     assert found.status is Status.PASS, found.evidence
     assert "in bubblewrap" in found.evidence
+
+
+def test_without_bubblewrap_it_trains_and_says_so(
+    trainers: Trainers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "why_unsandboxed", lambda: "not here")
+    body = "assert os.listdir(given.data) == ['text_train_000000.bin']\n" + HONEST
+    found = trainers.judge(trainers.submit(body))
+    assert found.status is Status.PASS, found
+    assert "in UNSANDBOXED: not here" in found.evidence
 
 
 def test_code_that_does_not_train_is_undecided_and_says_so(trainers: Trainers) -> None:
