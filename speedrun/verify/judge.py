@@ -14,14 +14,13 @@ import platform
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from speedrun.bpb import score
-from speedrun.data import stdlib
 from speedrun.data.dataset import Dataset
 from speedrun.data.shards import open_shard
 from speedrun.errors import (
@@ -35,7 +34,9 @@ from speedrun.files import sha256_file
 from speedrun.tracks.load import SWITCHES, Track
 from speedrun.verify import memory, rules
 from speedrun.verify.contents import contents
+from speedrun.verify.library import library_documents
 from speedrun.verify.probes import PROBES, Audit, ask_nats
+from speedrun.verify.provenance import provenance
 from speedrun.verify.remote import RemotePredictor
 from speedrun.verify.rules import Declared, Rule
 from speedrun.verify.sandbox import COUNTED, Cell, Limits, gpu_devices
@@ -53,7 +54,7 @@ _READABLE = 4
 """Counted files beyond so many times the limit are not opened, let alone run."""
 _CANARY_SEED = 7
 
-_STATIC_RULES = ("hashes", "size", "claims", "training-time", "container")
+_STATIC_RULES = ("hashes", "size", "claims", "training-time", "provenance", "container")
 _SCORE_RULES = (
     *("predictor", "distribution", "coverage", "kind", "evaluation-time", "state-hash"),
     *("byte-count", "metric"),
@@ -145,6 +146,7 @@ def verify_submission(
             rules.size(folder, track),
             rules.claims(folder, track),
             rules.training_time(folder, track),
+            provenance(folder, track),
         ]
         if obstacle := _too_large(folder, track):
             results.append(Rule("container").undecided(obstacle))
@@ -206,28 +208,6 @@ def verify_submission(
         switches={name: track.is_on(name) for name in SWITCHES},
         probe_seed=seed if level in LEVELS[2:] else None,
     )
-
-
-def library_documents(dataset: Dataset) -> list[str]:
-    """Validation documents that are files or topics of this Python's library.
-
-    Any data set may hold some, and the sandbox shows the library, so they have to be hidden there.
-    """
-    if dataset.manifest is None:
-        return []
-    library = stdlib.library_folder()
-    names = [
-        name
-        for shard in dataset.manifest.shards
-        if shard.raw is not None
-        for name in shard.raw.document_ids
-    ]
-    return [
-        name
-        for name in names
-        if name.startswith("pydoc/")
-        or (PurePosixPath(name).suffix == ".py" and (library / name).is_file())
-    ]
 
 
 def _too_large(folder: Path, track: Track) -> str:
@@ -445,7 +425,9 @@ def _probe(question: Question, scored: Scored) -> list[RuleResult]:
     return [
         *results,
         *last,
-        memory.speed(found.num_tokens, found.eval_seconds, declared.model),
+        memory.speed(
+            found.num_tokens, found.eval_seconds, declared.run.model if declared.run else None
+        ),
     ]
 
 

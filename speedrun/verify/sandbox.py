@@ -21,7 +21,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -298,11 +298,20 @@ class Cell:
         """One word or line for the verdict."""
         return f"UNSANDBOXED: {self._reason}" if self._reason else "bubblewrap"
 
-    def start(self, arguments: Sequence[str], *, descriptors: Sequence[int] = ()) -> Process:
+    def start(
+        self,
+        arguments: Sequence[str],
+        *,
+        descriptors: Sequence[int] = (),
+        readable: Mapping[str, Path] | None = None,
+        writable: Mapping[str, Path] | None = None,
+    ) -> Process:
         """Run `python ARGUMENTS` beside the counted files. Who starts a process has to end it.
 
         Python runs isolated (-I): no variables, no user's packages, no modules beside the script.
-        The process inherits its store and `descriptors`, and finds an empty scratch folder.
+        The process inherits its store and `descriptors`, and finds an empty scratch folder. What
+        is lent to it, `readable` and `writable`, are files and folders from outside, by the name
+        under which they are in `..` for the process.
 
         Raises
             SubmissionError: the private copies were changed.
@@ -317,8 +326,21 @@ class Cell:
                 folder = Path(tempfile.mkdtemp(dir=self._folder))
                 cwd, scratch = folder / "judged", str(_make_folder(folder / "tmp"))
                 _copy_counted(self.files, cwd)
+                for name, path in {**(readable or {}), **(writable or {})}.items():
+                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    (folder / name).symlink_to(path.resolve())
             else:
-                room = _room(self._walls, self.limits, self._library, self._hidden, self.files)
+                room = _room(
+                    self._walls,
+                    self.limits,
+                    self._library,
+                    self._hidden,
+                    self.files,
+                    lent=[
+                        *(("--ro-bind", name, path) for name, path in (readable or {}).items()),
+                        *(("--bind", name, path) for name, path in (writable or {}).items()),
+                    ],
+                )
             popen = _start(
                 self._walls,
                 self.limits,
@@ -400,6 +422,7 @@ def _room(
     library: Path,
     hidden_documents: Sequence[str] = (),
     files: Path | None = None,
+    lent: Sequence[tuple[str, str, Path]] = (),
 ) -> list[str]:
     """A bwrap command up to the program that it runs."""
     command = ["bwrap", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
@@ -417,6 +440,10 @@ def _room(
     command += view.machine(library, devices=limits.devices, hidden_documents=hidden_documents)
     if files is not None:
         command += ["--ro-bind", str(files), "/judged", "--chdir", "/judged"]
+    for folder in sorted({str(Path(name).parent) for _, name, _ in lent} - {"."}):
+        command += ["--perms", "0755", "--dir", f"/{folder}"]
+    for how, name, path in lent:
+        command += [how, str(path.resolve()), f"/{name}"]
     command += ["--remount-ro", "/dev", "--remount-ro", "/"]
     while "--perms" in command and not _knows("--perms"):
         place = command.index("--perms")
