@@ -1,22 +1,63 @@
 """The predictor protocol: what a submission answers, and the loop that serves it to the judge.
 
 A predictor can do two things, `predict` and `observe`. In the submission's own process `serve`
-speaks to the judge (`verify.remote`) over stdin and stdout, one reply to each request.
+speaks to the judge (`verify.remote`); a predictor in another language follows what stands here.
 
-frame      b"SRP1", header and payload sizes (2 uint32), JSON header, payload; little-endian
-hello      {"protocol": 1, "vocab_size": V, "kind": "fixed" | "adaptive"}: first, by the predictor
-open       {"do": "open", "logits": path}: the file, on shared memory, that takes the logits
-predict    {"do": "predict", "shape": [B, T]} + int64 tokens (B, T), then int64 scored_from (B,);
-           the reply {"shape": [n, V]} follows once n * V float32 lie at the start of that file
-observe    {"do": "observe"} + int64 tokens; the reply is {}
+**Start.** The judge runs `python train_gpt.py predict model.srz` in a folder that holds these two
+files, read-only. Messages go over stdin and stdout, and stdout carries nothing else: claim it
+before anything is loaded (`take_stdio`). stderr is free; the last line of it is shown when a
+predictor dies. There is no network; /tmp is empty, private and gone afterwards.
+
+**Messages.** All numbers are little-endian. One message is
+
+    offset  size
+    0       4     the letters SRP1
+    4       4     uint32, H: bytes of the header
+    8       4     uint32, P: bytes of the payload
+    12      H     header, a JSON object in UTF-8
+    12 + H  P     payload, int64 numbers one after the other
+
+The predictor speaks first: its hello. Then it answers each request with one message, in turn, until
+stdin ends. Replies have at most 1,024 bytes of header and no payload. Keys that one does not know
+are to be ignored: that is how a version of the protocol can grow.
+
+    hello    {"protocol": 1, "vocab_size": V, "kind": "fixed"} or "adaptive"; V is 2 to 65,536
+
+    open     request  {"do": "open", "logits": PATH}, once, before all others
+             reply    {}
+             PATH is a file in shared memory, empty at first. Open it for reading and writing, keep
+             it open, make it as long as you need (4 GB at most), map it or write to it. It cannot
+             be made shorter.
+
+    predict  request  {"do": "predict", "shape": [B, T]}
+                      payload: B * T tokens, row by row, then B numbers scored_from
+             reply    {"shape": [n, V]}
+             Rows are windows of one stream. Asked are the positions scored_from[b] to T - 1 of each
+             row b, n in all; for each, the logits of the token that follows it, from nothing but
+             the tokens up to it. Before the reply is sent, n * V float32 lie at the start of the
+             file: positions in order, row after row, V logits each. They need not be normalised,
+             but all must be finite; the judge applies the softmax.
+
+    observe  request  {"do": "observe"}, payload: tokens that the judge has scored
+             reply    {}
+             Sent to adaptive predictors only: each token once, in order, after its score is fixed.
+
+**GPUs.** Where the judge has a CUDA device, `open` also brings "device": [FD, BYTES]: an inherited
+descriptor of a block of its memory, made by cuMemExportToShareableHandle. A predictor may import
+and map it (`map_memory` shows how) and reply {"device": true}. From then on it may put its logits
+there instead of into the file, whenever they fit, and says so with "device": true in the reply of
+`predict`, which it sends after its kernels have finished. A reply of {"device": "why not"} goes
+into the verdict; ignoring the key costs only time.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import struct
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
 
 import numpy as np
@@ -103,6 +144,49 @@ def take_stdio() -> tuple[BinaryIO, BinaryIO]:
     return requests, replies
 
 
+def map_memory(handle: Any, num_bytes: int, device: int) -> int:
+    """Map device memory that a CUDA driver's handle stands for, and give its address.
+
+    Raises
+        OSError: there is no such driver, or it refuses.
+    """
+    size, zero, address = ctypes.c_size_t(num_bytes), ctypes.c_uint64(), ctypes.c_uint64()
+    call_driver("cuMemAddressReserve", ctypes.byref(address), size, zero, zero, zero)
+    call_driver("cuMemMap", address, size, zero, handle, zero)
+    # CUmemAccessDesc: a device (1), which, reading and writing (3).
+    access = (ctypes.c_int * 3)(1, device, 3)
+    call_driver("cuMemSetAccess", address, size, access, ctypes.c_size_t(1))
+    return address.value
+
+
+def call_driver(name: str, *arguments: Any) -> None:
+    """Call the CUDA driver.
+
+    Raises
+        OSError: it is not there, or answers with an error.
+    """
+    if code := getattr(ctypes.CDLL("libcuda.so.1"), name)(*arguments):
+        raise OSError(f"{name} gives error {code}")
+
+
+def device_tensor(address: int, count: int) -> torch.Tensor:
+    """Mapped device memory as float32."""
+    import torch
+
+    values = {"shape": (count,), "typestr": "<f4", "data": (address, False), "version": 3}
+    return torch.as_tensor(SimpleNamespace(__cuda_array_interface__=values), device="cuda")
+
+
+def _map_inherited(descriptor: int, num_bytes: int) -> torch.Tensor:
+    import torch
+
+    torch.cuda.synchronize()  # makes the context that the driver works in
+    handle, found = ctypes.c_uint64(), ctypes.c_void_p(descriptor)
+    call_driver("cuMemImportFromShareableHandle", ctypes.byref(handle), found, 1)
+    address = map_memory(handle, num_bytes, torch.cuda.current_device())
+    return device_tensor(address, num_bytes // 4)
+
+
 def serve(predictor: Predictor, connection: tuple[BinaryIO, BinaryIO]) -> None:
     """Answer the judge until it closes the connection.
 
@@ -116,27 +200,44 @@ def serve(predictor: Predictor, connection: tuple[BinaryIO, BinaryIO]) -> None:
         replies.flush()
 
     reply({"protocol": PROTOCOL, "vocab_size": predictor.vocab_size, "kind": predictor.kind})
-    store = -1
+    path, store, block = "", np.empty(0, "<f4"), None
     while len(head := requests.read(FRAME.size)) == FRAME.size:
         _, header_bytes, payload_bytes = FRAME.unpack(head)
         request = json.loads(requests.read(header_bytes))
         numbers = np.frombuffer(requests.read(payload_bytes), "<i8")
+        answer: dict[str, Any] = {}
         if request["do"] == "open":
-            store = os.open(request["logits"], os.O_RDWR)
-            reply({})
+            path = request["logits"]
+            if "device" in request:
+                answer = {"device": True}
+                try:
+                    block = _map_inherited(*request["device"])
+                # No torch, no CUDA in it, no driver, or one that refuses.
+                except (
+                    ImportError,
+                    AssertionError,
+                    AttributeError,
+                    OSError,
+                    RuntimeError,
+                ) as error:
+                    answer = {"device": str(error)[:200]}
         elif request["do"] == "predict":
             batch, length = request["shape"]
             tokens = numbers[: batch * length].reshape(batch, length).copy()
             logits: Any = predictor.predict(tokens, numbers[batch * length :].copy())
-            if not isinstance(logits, np.ndarray):
-                logits = logits.cpu().numpy()
-            left = np.ascontiguousarray(logits, "<f4").reshape(-1).view(np.uint8).data
-            os.lseek(store, 0, os.SEEK_SET)
-            while left:  # the kernel writes at most 2 GiB at a time
-                left = left[os.write(store, left) :]
-            reply({"shape": list(logits.shape)})
+            answer, flat = {"shape": list(logits.shape)}, logits.reshape(-1)
+            if block is not None and getattr(flat, "is_cuda", False) and len(flat) <= len(block):
+                block[: len(flat)] = flat
+                block[:1].cpu()  # waits for the kernels
+                answer["device"] = True
+            else:
+                if not isinstance(flat, np.ndarray):
+                    flat = flat.cpu().numpy()
+                if len(store) < len(flat):  # a longer map makes the file longer
+                    store = np.memmap(path, "<f4", "r+", shape=len(flat))
+                store[: len(flat)] = flat
         elif request["do"] == "observe":
             predictor.observe(numbers.copy())
-            reply({})
         else:
             raise PredictorError(f"unknown request {request['do']!r}; this is protocol {PROTOCOL}")
+        reply(answer)

@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from speedrun.cli.forensics import audit_logs
 from speedrun.cli.screen import say_aside
 
 
@@ -18,21 +19,39 @@ class Level(StrEnum):
 
     static = "static"
     score = "score"
+    probe = "probe"
+    prove = "prove"
 
 
 def verify(
-    submissions: list[Path] = typer.Argument(
-        metavar="SUBMISSION", help="Submission folders: one, or one for each seed of a recipe."
+    submissions: list[Path] | None = typer.Argument(
+        None, metavar="SUBMISSION", help="Submission folders: one, or one for each seed."
     ),
-    level: Level = typer.Option(Level.score, help="static reads files, score also runs the model."),
+    level: Level = typer.Option(
+        Level.score,
+        help="static reads files, score also runs the model, probe asks a fresh "
+        "process again, prove has text coded and decoded.",
+    ),
     track: str = typer.Option(
         "", metavar="NAME|FILE", help="Track name or .toml file. Default: its own."
     ),
     data: Path | None = typer.Option(
         None, metavar="FOLDER", help="Dataset folder. Default: the track's corpus."
     ),
+    logs: Path | None = typer.Option(
+        None, metavar="PATH", help="Audit published logs and claims here instead."
+    ),
     out: Path | None = typer.Option(
         None, metavar="FILE", help="Also write verdict.json to this path."
+    ),
+    probe_seed: int | None = typer.Option(
+        None, metavar="N", help="Repeat the probes of a verdict that has this seed."
+    ),
+    proof_tokens: str = typer.Option(
+        "2000", metavar="N|all", help="Tokens that level prove codes and decodes."
+    ),
+    allow_unsandboxed: bool = typer.Option(
+        False, "--allow-unsandboxed", help="Run code that is not yours without bubblewrap."
     ),
     retrain: bool = typer.Option(
         False, "--retrain", help="Also run its own training again and compare the score."
@@ -53,8 +72,16 @@ def verify(
     """Judge a submission: every rule, and its score measured in a sandbox.
 
     Several are judged one by one and then together, as seeds of one recipe.
-    Exit code 0 passed, 1 a rule is broken, 2 could not be decided: the worst of all.
+    With --logs nothing is run: the logs and submission.json of a record, or of
+    all records below a folder, are checked against each other and the rules.
+    Exit code 0 passed, 1 a rule is broken, 2 could not be decided: the worst.
     """
+    if bool(submissions) == (logs is not None):
+        what = "give SUBMISSION or --logs PATH, not both"
+        raise typer.BadParameter(what if submissions else "Missing argument 'SUBMISSION'")
+    if logs is not None:
+        raise typer.Exit(audit_logs(logs, track=track, out=out, as_json=as_json))
+    assert submissions
     from rich.console import Console
 
     from speedrun.cli import seeds
@@ -74,14 +101,32 @@ def verify(
             if data is not None:
                 raise
             say_aside(f"the corpus of track {chosen.name} is not here: {error}")
+    if proof_tokens != "all" and not (proof_tokens.isdecimal() and int(proof_tokens) > 0):
+        raise typer.BadParameter(f"{proof_tokens!r} is neither a number above 0 nor 'all'")
     standing = seeds.read_standing(against, chosen, dataset) if against else None
     verdicts = [
-        verify_submission(each, chosen, dataset, level=level.value, progress=_show)
-        for each in submissions
+        verify_submission(
+            submission,
+            chosen,
+            dataset,
+            level=level.value,
+            allow_unsandboxed=allow_unsandboxed,
+            probe_seed=probe_seed,
+            proof_tokens=None if proof_tokens == "all" else int(proof_tokens),
+            progress=_show,
+        )
+        for submission in submissions
     ]
     if retrain:
         verdicts = seeds.retrain_each(
-            submissions, verdicts, chosen, dataset, standing=standing, spread=spread, show=_show
+            submissions,
+            verdicts,
+            chosen,
+            dataset,
+            standing=standing,
+            spread=spread,
+            allow_unsandboxed=allow_unsandboxed,
+            show=_show,
         )
     together = None
     if len(submissions) > 1 or against:
@@ -95,9 +140,9 @@ def verify(
     if as_json:
         print(text)
     else:
-        for folder, verdict in zip(submissions, verdicts, strict=True):
+        for submission, verdict in zip(submissions, verdicts, strict=True):
             if together is not None:
-                print(folder)
+                print(submission)
             print_verdict(verdict, Console())
         if together is not None:
             seeds.print_together(together, submissions, Console())

@@ -9,21 +9,27 @@ from __future__ import annotations
 import json
 import os
 import selectors
-import signal
 import subprocess
 import time
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from speedrun.errors import PredictorError, PredictorLostError
+from speedrun.errors import CoverageError, PredictorError, PredictorLostError
 from speedrun.predict import FRAME, MAGIC, PROTOCOL, frame
+from speedrun.verify.device_memory import DeviceBlock
 from speedrun.verify.sandbox import Cell
+
+if TYPE_CHECKING:
+    import torch
 
 _MAX_HEADER = 1_024
 _KEPT_STDERR = 4_000
+_MAX_STDERR = 1 << 26
+_DEVICE_BYTES = 1 << 27
+"""What `bpb` asks for in one call at most, unless one window alone needs more."""
 
 
 class RemotePredictor:
@@ -43,9 +49,14 @@ class RemotePredictor:
         self.budget_s = budget_s
         self.waited_s = 0.0
         """Seconds spent waiting for the process so far."""
+        self.start_s = 0.0
+        """Those of them that passed until it was ready."""
+        self.transport = "shared memory"
+        """How logits travel; on machines with a GPU also why not through its memory."""
         self._cell, self._arguments = cell, arguments
-        self._received, self._stderr = b"", b""
+        self._received, self._stderr, self._printed_bytes = b"", b"", 0
         self._buffer = np.empty(0, np.float32)
+        self._block: DeviceBlock | None = None
 
     def __enter__(self) -> RemotePredictor:
         """Start the process and wait for its hello.
@@ -54,20 +65,27 @@ class RemotePredictor:
             PredictorLostError: it ended or ran out of time.
             PredictorError: it does not speak the protocol.
         """
-        self._process = self._cell.start(self._arguments)
-        self._store = os.open(self._cell.store, os.O_RDONLY)
+        self._open_block()
+        inherited = [self._block.descriptor] if self._block else []
+        try:
+            self._process = self._cell.start(self._arguments, descriptors=inherited)
+        except BaseException:
+            self._close_block()
+            raise
         self._selector = selectors.DefaultSelector()
         try:
-            for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            popen = self._process.popen
+            for stream in (popen.stdin, popen.stdout, popen.stderr):
                 assert stream is not None
                 os.set_blocking(stream.fileno(), False)
-                if stream is not self._process.stdin:
+                if stream is not popen.stdin:
                     self._selector.register(stream, selectors.EVENT_READ)
             self._greet(self._exchange(b""))
-            self._exchange(frame({"do": "open", "logits": self._cell.store_inside}))
+            self._open()
         except BaseException:
             self._end()
             raise
+        self.start_s = self.waited_s
         return self
 
     def __exit__(
@@ -91,31 +109,58 @@ class RemotePredictor:
             )
         self.vocab_size, self.kind = vocab, kind
 
-    def predict(self, tokens: np.ndarray, scored_from: np.ndarray) -> np.ndarray:
-        """See `Predictor.predict`. The result is overwritten by the next call.
+    def _open_block(self) -> None:
+        """Where the cell has a GPU, try to have its memory for the logits."""
+        if not self._cell.limits.devices:
+            return
+        try:
+            self._block = DeviceBlock(_DEVICE_BYTES)
+        except (ImportError, AttributeError, OSError, RuntimeError) as error:
+            self.transport += f", not the GPU's: {error}"
+
+    def _open(self) -> None:
+        """Tell the process where its logits go."""
+        request: dict[str, Any] = {"do": "open", "logits": self._process.store.path}
+        if self._block is not None:
+            request["device"] = [self._block.descriptor, self._block.num_bytes]
+        reply = self._exchange(frame(request))
+        if self._block is None:
+            return
+        if reply.get("device") is True:
+            self.transport = "GPU memory"
+            return
+        self._close_block()
+        reason = _printable(str(reply.get("device", "the predictor does not know it")).encode())
+        self.transport += f", not the GPU's: {reason}"
+
+    def _close_block(self) -> None:
+        if self._block is not None:
+            self._block.close()
+        self._block = None
+
+    def predict(self, tokens: np.ndarray, scored_from: np.ndarray) -> np.ndarray | torch.Tensor:
+        """See `Predictor.predict`. An array is overwritten by the next call.
 
         Raises
-            PredictorError: no answer, or one of another shape. `bpb` checks the values.
+            PredictorError: no answer. `bpb` checks the values.
+            CoverageError: logits of another shape, or fewer than announced.
         """
         payload = tokens.astype("<i8").tobytes() + scored_from.astype("<i8").tobytes()
         reply = self._exchange(frame({"do": "predict", "shape": list(tokens.shape)}, payload))
         expected = [int((tokens.shape[1] - scored_from).sum()), self.vocab_size]
         if reply.get("shape") != expected:
-            raise PredictorError(f"logits have shape {reply.get('shape')!r}, expected {expected}")
+            raise CoverageError(f"logits have shape {reply.get('shape')!r}, expected {expected}")
         count = expected[0] * expected[1]
+        # Copied first: the process may go on writing. What is normalised and what is looked up must
+        # be the same numbers.
+        if reply.get("device") is True:
+            if self._block is None or 4 * count > self._block.num_bytes:
+                raise PredictorError("the predictor speaks of GPU memory that it was not given")
+            return self._block.copy(count).reshape(expected)
         if self._buffer.size < count:
             self._buffer = np.empty(count, np.float32)
-        # Read, not mapped: the process may go on writing to its file, or cut it short. What is
-        # normalised and what is looked up must be the same numbers.
-        logits, filled = self._buffer[:count], 0
-        raw = logits.view(np.uint8).data
-        while filled < len(raw):
-            got = os.preadv(self._store, [raw[filled:]], filled)
-            if not got:
-                raise PredictorError(
-                    f"the predictor wrote {filled:,} bytes of logits, expected {len(raw):,}"
-                )
-            filled += got
+        logits = self._buffer[:count]
+        self._process.store.read_into(logits)
         return logits.reshape(expected)
 
     def observe(self, tokens: np.ndarray) -> None:
@@ -128,20 +173,15 @@ class RemotePredictor:
 
     def _end(self) -> None:
         """End the process and all its children."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
         self._selector.close()
-        os.close(self._store)
-        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
-            if stream is not None:
-                stream.close()
+        self._process.end()
+        self._close_block()
 
     def _exchange(self, message: bytes) -> dict[str, Any]:
         """Send a message and wait for one reply, reading what the process prints meanwhile."""
         if self._received:
             raise PredictorError("the predictor answered without being asked")
-        process, left, began = self._process, memoryview(message), time.monotonic()
+        process, left, began = self._process.popen, memoryview(message), time.monotonic()
         assert process.stdin is not None and process.stdout is not None
         if left:
             self._selector.register(process.stdin, selectors.EVENT_WRITE)
@@ -167,12 +207,21 @@ class RemotePredictor:
                     elif key.fileobj is process.stdout:
                         self._received += data
                     else:
-                        self._stderr = (self._stderr + data)[-_KEPT_STDERR:]
+                        self._keep(data)
         finally:
             self.waited_s += time.monotonic() - began
             with suppress(KeyError):
                 self._selector.unregister(process.stdin)
         return reply
+
+    def _keep(self, printed: bytes) -> None:
+        self._stderr = (self._stderr + printed)[-_KEPT_STDERR:]
+        self._printed_bytes += len(printed)
+        if self._printed_bytes > _MAX_STDERR:
+            raise PredictorLostError(
+                f"the predictor printed more than {_MAX_STDERR:,} bytes and was ended"
+                + self._last_words()
+            )
 
     def _take_frame(self) -> dict[str, Any] | None:
         """The next whole message in what was received, or None while it is incomplete."""
@@ -204,14 +253,17 @@ class RemotePredictor:
         return header
 
     def _obituary(self) -> str:
+        popen = self._process.popen
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=1.0)
-        assert self._process.stderr is not None
+            popen.wait(timeout=1.0)
+        assert popen.stderr is not None
         with suppress(OSError):
             for _ in range(16):  # a pipe's worth; it may never stop printing
-                self._stderr += os.read(self._process.stderr.fileno(), 1 << 12)
+                self._stderr += os.read(popen.stderr.fileno(), 1 << 12)
         self._stderr = self._stderr[-_KEPT_STDERR:]
-        code = self._process.poll()
+        if self._process.ended_for:
+            return f"the predictor was ended: {self._process.ended_for}" + self._last_words()
+        code = popen.poll()
         how = "closed its output" if code is None else f"ended with exit code {code}"
         return f"the predictor {how} before it answered" + self._last_words()
 

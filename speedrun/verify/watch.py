@@ -1,123 +1,176 @@
-"""Waiting for a process by the judge's own clock: what it printed when, and an end if it must."""
+"""Watches a judged process and all it starts, and ends them when they take more than they may.
+
+The kernel's own limits hold for one process each, or not at all for root. What a family takes
+together is only known to who adds it up.
+"""
 
 from __future__ import annotations
 
 import os
-import selectors
 import signal
-import subprocess
+import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from speedrun.verify.trainlog import parse_line
+_EVERY_S = 0.1
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PATIENCE_S = 5.0
+_SPARE = 20
+"""With less than a twentieth of the machine's memory left, whoever is judged has to go."""
 
-_KEPT = 4_000
-_LINE = 1_000
-_POLL_S = 0.2
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowance:
+    """What they may take together."""
+
+    tasks: int
+    memory_bytes: int
+    cpu_s: float
+    wall_s: float
 
 
-class Watch:
-    """Reads what a process prints, and ends it with all its children when it goes too far."""
+def family(pid: int, *, most: int = 1 << 22) -> list[int]:
+    """A process and its descendants as they are found, oldest first; no more than `most`."""
+    found = [pid]
+    for each in found:  # grows meanwhile
+        if len(found) >= most:
+            break
+        found += _children(each)
+    return found[:most]
 
-    def __init__(
-        self, process: subprocess.Popen[bytes], out: Path, *, limit_s: float, limit_bytes: int
-    ) -> None:
-        """Take over a process that leads a group of its own and has pipes for all streams.
 
-        Args:
-            process: Just started: seconds count from now.
-            out: Folder that it may write to.
-            limit_s: Seconds until it is ended.
-            limit_bytes: Bytes in `out` at which it is ended.
+def end_family(pid: int) -> None:
+    """Kill a process and all its descendants.
+
+    Its children go first: below bubblewrap that is the first process of a namespace, with which
+    all others end at once. Where there is none, all are stopped before they are killed: a fork bomb
+    has more children faster than one can count them.
+    """
+    for child in _children(pid):
+        send(child, signal.SIGKILL)
+    known: set[int] = set()
+    for _ in range(100):
+        fresh = set(family(pid)) - known
+        if not fresh:
+            break
+        for each in fresh:
+            send(each, signal.SIGSTOP)
+        known |= fresh
+    for each in known:
+        send(each, signal.SIGKILL)
+
+
+def tasks_of_user() -> int:
+    """Processes and threads that the kernel counts for this user now."""
+    tasks = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if folder.stat().st_uid == os.getuid():
+                tasks += int((_stat(int(folder.name)) or ["0"] * 18)[17])
+    return tasks
+
+
+class Watch(threading.Thread):
+    """Looks at a family ten times a second, and ends it when it takes too much."""
+
+    def __init__(self, pid: int, allowance: Allowance) -> None:
+        super().__init__(name=f"watch of {pid}", daemon=True)
+        self.why = ""
+        """What the family was ended for, if it was."""
+        self._pid, self._allowance, self._over = pid, allowance, threading.Event()
+        self._began = time.monotonic()
+        self._seen: dict[int, str] = {}
+
+    def run(self) -> None:
+        """Look until told to stop."""
+        while not self._over.wait(_EVERY_S):
+            if why := self._find_fault():
+                self.why = why
+                end_family(self._pid)
+                return
+
+    def stop(self) -> None:
+        """Look no more, and wait for the end of all who were seen; the family is to be ended now.
+
+        Outside a process namespace a process can leave its family; here it is found again.
         """
-        self.wall_s = 0.0
-        """Seconds from the start to the end, by the judge's clock."""
-        self.problem = ""
-        """Why it did not end well, with its last words; empty if it did."""
-        self.marks: list[tuple[float, float]] = []
-        """(seconds of the judge, seconds of the log) of the first timed line and of the last."""
-        self._process, self._out = process, out
-        self._limit_s, self._limit_bytes = limit_s, limit_bytes
-        self._began, self._looked_s = time.monotonic(), 0.0
-        self._stderr, self._line = b"", b""
+        self._over.set()
+        self.join()
+        deadline = time.monotonic() + _PATIENCE_S
+        while self._alive() and time.monotonic() < deadline:
+            for pid in self._alive():
+                send(pid, signal.SIGKILL)
+            time.sleep(0.005)
 
-    def to_the_end(self) -> None:
-        """Wait until the process ends, or end it."""
-        process = self._process
-        assert process.stdin is not None and process.stdout is not None
-        assert process.stderr is not None
-        process.stdin.close()
-        try:
-            with selectors.DefaultSelector() as selector:
-                for stream in (process.stdout, process.stderr):
-                    os.set_blocking(stream.fileno(), False)
-                    selector.register(stream, selectors.EVENT_READ)
-                # It may close its streams and go on: only its end is the end.
-                while not (has_ended := process.poll() is not None) or selector.get_map():
-                    has_news = self._read(selector)
-                    self.wall_s = time.monotonic() - self._began
-                    if (has_ended and not has_news) or self._goes_too_far():
-                        break
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            code = process.wait()
-            process.stdout.close()
-            process.stderr.close()
-        if not self.problem and code:
-            self.problem = f"ended with exit code {code}"
-        if self.problem:
-            self.problem += f" after {self.wall_s:.1f} s{self._last_words()}"
+    def _alive(self) -> dict[int, list[str]]:
+        """Whoever was seen before and is still there: a number alone may mean somebody new."""
+        stats = {pid: _stat(pid) for pid in self._seen}
+        return {
+            pid: fields
+            for pid, fields in stats.items()
+            if fields and fields[19] == self._seen[pid] and fields[0] not in "ZX"
+        }
 
-    def _read(self, selector: selectors.BaseSelector) -> bool:
-        """Take what has been printed; False if there was nothing for a while."""
-        if not selector.get_map():
-            time.sleep(_POLL_S)
-            return False
-        events = selector.select(_POLL_S)
-        self.wall_s = time.monotonic() - self._began
-        for key, _ in events:
-            if not (data := os.read(key.fd, 1 << 16)):
-                selector.unregister(key.fileobj)
-            elif key.fileobj is self._process.stderr:
-                self._stderr = (self._stderr + data)[-_KEPT:]
-            else:
-                self._take(data)
-        return bool(events)
-
-    def _take(self, data: bytes) -> None:
-        """Note when lines of the trainer's log arrive that say how long it has trained."""
-        *lines, rest = (self._line + data).split(b"\n")
-        self._line = rest[-_LINE:]
-        for line in lines:
-            found = parse_line(line[:_LINE].decode("utf-8", "replace"))
-            if found is not None and found[0] in ("counted", "step", "stop"):
-                self.marks[1:] = [(self.wall_s, float(found[1]["ms"]) / 1000)]
-
-    def _goes_too_far(self) -> bool:
-        if self.wall_s > self._limit_s:
-            self.problem = f"had not ended after {self._limit_s:g} s and was ended"
-        elif self.wall_s > self._looked_s + 1:
-            self._looked_s = self.wall_s
-            if _size(self._out) > self._limit_bytes:
-                self.problem = f"wrote more than {self._limit_bytes:,} bytes and was ended"
-        return bool(self.problem)
-
-    def _last_words(self) -> str:
-        """The last line on stderr, without what steers a terminal."""
-        lines = [line for line in self._stderr.splitlines() if line.strip()]
-        if not lines:
-            return ""
-        text = lines[-1][:200].decode("utf-8", "replace")
-        return "; it last said: " + "".join(c if c.isprintable() else " " for c in text)
+    def _find_fault(self) -> str:
+        allowed = self._allowance
+        if time.monotonic() - self._began > allowed.wall_s:
+            return f"it ran for more than {allowed.wall_s:g} s"
+        members = family(self._pid, most=allowed.tasks + 1)
+        stats = {pid: fields for pid in members if (fields := _stat(pid))}
+        stats |= self._alive()
+        self._seen = {pid: fields[19] for pid, fields in stats.items()}
+        # Fields of /proc/PID/stat, counted from the state on, which is number 3 in proc(5).
+        tasks = sum(int(fields[17]) for fields in stats.values())
+        if tasks > allowed.tasks:
+            return f"it had {tasks:,} processes and threads, {allowed.tasks:,} are allowed"
+        # Its own time in programs and in the kernel, and that of children that have ended.
+        cpu_s = sum(sum(map(int, fields[11:15])) for fields in stats.values()) / _TICKS
+        if cpu_s > allowed.cpu_s:
+            return f"it used {cpu_s:.0f} s of processors, {allowed.cpu_s:g} are allowed"
+        resident = sum(int(fields[21]) for fields in stats.values()) * _PAGE_BYTES
+        if resident > allowed.memory_bytes:  # pages that they share were counted for each
+            held = sum(map(_fair_share, stats))
+            if held > allowed.memory_bytes:
+                return f"it held {held:,} bytes of memory, {allowed.memory_bytes:,} are allowed"
+        total, available = _memory("MemTotal"), _memory("MemAvailable")
+        if available * _SPARE < total:
+            return f"the machine had only {available:,} of {total:,} bytes of memory left"
+        return ""
 
 
-def _size(folder: Path) -> int:
-    """Bytes below a folder; links are not followed."""
-    found = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            with suppress(OSError):
-                found += Path(place, name).lstat().st_size
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    with suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (thread / "children").read_text().split())
     return found
+
+
+def _stat(pid: int) -> list[str]:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    return []
+
+
+def _fair_share(pid: int) -> int:
+    """Memory of a process, each shared page divided among those that share it."""
+    with suppress(OSError, ValueError, IndexError):
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        return int(text.split("Pss:")[1].split()[0]) * 1024
+    return 0
+
+
+def _memory(key: str) -> int:
+    """Bytes from /proc/meminfo; 0 where there is none."""
+    with suppress(OSError, IndexError):
+        return int(Path("/proc/meminfo").read_text().split(f"{key}:")[1].split()[0]) * 1024
+    return 0
+
+
+def send(pid: int, number: int) -> None:
+    """Signal a process that may be gone already."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)

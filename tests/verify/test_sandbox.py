@@ -21,10 +21,9 @@ Done = subprocess.CompletedProcess[str]
 def run(tmp_path: Path, code: str, limits: Limits | None = None) -> Done:
     (tmp_path / "train_gpt.py").write_text(code)
     (tmp_path / "model.srz").write_bytes(b"weights")
-    with Cell(tmp_path, limits=limits) as cell:
-        process = cell.start(["train_gpt.py"])
-        out, err = process.communicate(timeout=30)
-    return Done([], process.returncode, out.decode(), err.decode())
+    with Cell(tmp_path, limits=limits) as cell, cell.start(["train_gpt.py"]) as process:
+        out, err = process.popen.communicate(timeout=30)
+    return Done([], process.popen.returncode, out.decode(), err.decode())
 
 
 def answer(tmp_path: Path, expression: str) -> object:
@@ -60,8 +59,8 @@ def test_the_folder_is_gone_afterwards(tmp_path: Path) -> None:
     (tmp_path / "train_gpt.py").touch()
     (tmp_path / "model.srz").touch()
     with Cell(tmp_path) as cell:
-        assert cell.store.exists()
-    assert not cell.store.parent.exists()
+        assert cell.files.exists()
+    assert not cell.files.parent.exists()
 
 
 @needs_bubblewrap
