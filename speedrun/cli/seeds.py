@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,16 +16,23 @@ from rich.table import Table
 from rich.text import Text
 
 from speedrun.cli.screen import say_aside
-from speedrun.config import RunConfig
 from speedrun.data.dataset import Dataset
-from speedrun.errors import ConfigError, RecordError, SpeedrunError, SubmissionError
+from speedrun.errors import (
+    ConfigError,
+    FormatError,
+    RecordError,
+    SpeedrunError,
+    SubmissionError,
+)
+from speedrun.pack.container import read_header
+from speedrun.pack.submission import MODEL_NAME
 from speedrun.recipes.load import load_recipe
 from speedrun.records.record import list_records, read_record
 from speedrun.records.runs import TABLE, RunRow, read_runs
 from speedrun.stats import Summary, summarise
 from speedrun.tracks.load import Track
 from speedrun.verify.retrain import Progress, retrain
-from speedrun.verify.rules import Rule, container, read_claims
+from speedrun.verify.rules import Rule, read_claims
 from speedrun.verify.significance import significance
 from speedrun.verify.verdict import RuleResult, Status, Verdict
 
@@ -120,14 +128,13 @@ def judge_together(
         runs: Folder of the table of local runs; by default wherever the submissions lie.
     """
     claims = [_claims(folder) for folder in submissions]
-    declared = [container(folder)[1] for folder in submissions]
-    recipes = [found.run if found else None for found in declared]
+    recipes = [_settings(folder) for folder in submissions]
     seeds = tuple(claim["seed"] for claim in claims if type(claim.get("seed")) is int)
     found = [verdict.measurement for verdict in verdicts if verdict.measurement is not None]
     scores = [measurement.bpb for measurement in found]
     is_whole = len(found) == len(verdicts)
     places = [runs] if runs else _tables(submissions)
-    others = _undeclared(claims, recipes[0], track, places) if recipes[0] else []
+    others = _undeclared(claims, recipes[0], track, places)
     warnings = [*_seed_warnings(seeds), *_run_warnings(others, len(submissions))]
     results: list[RuleResult] = []
     if mixed := _differences(recipes):
@@ -229,8 +236,20 @@ def _tables(submissions: Sequence[Path]) -> list[Path]:
     return [place for place in dict.fromkeys(places) if (place / TABLE).is_file()]
 
 
+def _settings(folder: Path) -> dict[str, Any]:
+    """What `model.srz` says about its run, or about the predictor if there was none."""
+    try:
+        meta = read_header((folder / MODEL_NAME).read_bytes()).meta
+    except (OSError, FormatError):
+        return {}  # its verdict says so
+    return meta["run"] if isinstance(meta.get("run"), dict) else meta
+
+
 def _undeclared(
-    claims: Sequence[dict[str, Any]], recipe: RunConfig, track: Track, places: Sequence[Path]
+    claims: Sequence[dict[str, Any]],
+    recipe: dict[str, Any],
+    track: Track,
+    places: Sequence[Path],
 ) -> list[RunRow]:
     """Runs of this recipe in the local tables that were not handed in."""
     handed_in = {
@@ -241,7 +260,8 @@ def _undeclared(
         row
         for place in places
         for row in read_runs(place)
-        if (row.recipe, row.track, row.track_version) == (recipe.name, track.name, track.version)
+        if (row.recipe, row.track, row.track_version)
+        == (recipe.get("name"), track.name, track.version)
         and (row.seed, row.num_steps, _rounded(row.train_seconds)) not in handed_in
         and _is_same(place / row.folder, recipe)
     ]
@@ -252,25 +272,27 @@ def _rounded(seconds: object) -> float | None:
     return round(seconds, 3) if isinstance(seconds, int | float) else None
 
 
-def _is_same(folder: Path, recipe: RunConfig) -> bool:
+def _is_same(folder: Path, recipe: dict[str, Any]) -> bool:
     """Whether a run had these settings; where nobody can tell any more, its name has to do."""
     try:
-        return not _differences([load_recipe(str(folder / "recipe.toml")), recipe])
+        ran = load_recipe(str(folder / "recipe.toml")).to_dict()
     except (OSError, SpeedrunError):
         return True
+    return not _differences([json.loads(json.dumps(ran)), recipe])
 
 
-def _differences(recipes: Sequence[RunConfig | None]) -> str:
+def _differences(recipes: Sequence[dict[str, Any]]) -> str:
     """The first setting in which recipes differ; seeds and packing do not count."""
-    settings = [recipe.to_dict() for recipe in recipes if recipe is not None]
-    for key in settings[0] if settings else ():
-        for other in settings[1:]:
-            if key in NOT_COMPARED or other[key] == settings[0][key]:
+    first = recipes[0]
+    for other in recipes[1:]:
+        for key in sorted((first.keys() | other.keys()) - {*NOT_COMPARED}):
+            one, two = first.get(key), other.get(key)
+            if one == two:
                 continue
-            if not isinstance(other[key], dict):
-                return key
-            inner = (name for name in other[key] if other[key][name] != settings[0][key][name])
-            return f"{key}.{next(inner)}"
+            if isinstance(one, dict) and isinstance(two, dict):
+                names = sorted(one.keys() | two.keys())
+                return f"{key}.{next(n for n in names if one.get(n) != two.get(n))}"
+            return key
     return ""
 
 

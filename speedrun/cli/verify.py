@@ -25,9 +25,7 @@ class Level(StrEnum):
 
 def verify(
     submissions: list[Path] | None = typer.Argument(
-        None,
-        metavar="SUBMISSION",
-        help="Submission folders: one, or one for each seed of a recipe.",
+        None, metavar="SUBMISSION", help="Submission folders: one, or one for each seed."
     ),
     level: Level = typer.Option(
         Level.score,
@@ -46,6 +44,15 @@ def verify(
     out: Path | None = typer.Option(
         None, metavar="FILE", help="Also write verdict.json to this path."
     ),
+    probe_seed: int | None = typer.Option(
+        None, metavar="N", help="Repeat the probes of a verdict that has this seed."
+    ),
+    proof_tokens: str = typer.Option(
+        "2000", metavar="N|all", help="Tokens that level prove codes and decodes."
+    ),
+    allow_unsandboxed: bool = typer.Option(
+        False, "--allow-unsandboxed", help="Run code that is not yours without bubblewrap."
+    ),
     retrain: bool = typer.Option(
         False, "--retrain", help="Also run its own training again and compare the score."
     ),
@@ -58,15 +65,6 @@ def verify(
     runs: Path | None = typer.Option(
         None, metavar="FOLDER", help="Table of local runs. Default: where the submissions lie."
     ),
-    probe_seed: int | None = typer.Option(
-        None, metavar="N", help="Repeat the probes of a verdict that has this seed."
-    ),
-    proof_tokens: str = typer.Option(
-        "2000", metavar="N|all", help="Tokens that level prove codes and decodes."
-    ),
-    allow_unsandboxed: bool = typer.Option(
-        False, "--allow-unsandboxed", help="Run code that is not yours without bubblewrap."
-    ),
     as_json: bool = typer.Option(
         False, "--json", help="Print the verdict as JSON; of several, an array."
     ),
@@ -76,7 +74,7 @@ def verify(
     Several are judged one by one and then together, as seeds of one recipe.
     With --logs nothing is run: the logs and submission.json of a record, or of
     all records below a folder, are checked against each other and the rules.
-    Exit code 0 passed, 1 a rule is broken, 2 could not be decided: the worst of all.
+    Exit code 0 passed, 1 a rule is broken, 2 could not be decided: the worst.
     """
     if bool(submissions) == (logs is not None):
         what = "give SUBMISSION or --logs PATH, not both"
@@ -108,7 +106,7 @@ def verify(
     standing = seeds.read_standing(against, chosen, dataset) if against else None
     verdicts = [
         verify_submission(
-            each,
+            submission,
             chosen,
             dataset,
             level=level.value,
@@ -117,7 +115,7 @@ def verify(
             proof_tokens=None if proof_tokens == "all" else int(proof_tokens),
             progress=_show,
         )
-        for each in submissions
+        for submission in submissions
     ]
     if retrain:
         verdicts = seeds.retrain_each(
@@ -142,9 +140,9 @@ def verify(
     if as_json:
         print(text)
     else:
-        for folder, verdict in zip(submissions, verdicts, strict=True):
+        for submission, verdict in zip(submissions, verdicts, strict=True):
             if together is not None:
-                print(folder)
+                print(submission)
             print_verdict(verdict, Console())
         if together is not None:
             seeds.print_together(together, submissions, Console())

@@ -163,6 +163,8 @@ def read_bundle(data: bytes) -> Bundle:
         raise FormatError(f"train_gpt.py is no bundle of ours: {error}") from error
     except (EOFError, RuntimeError, struct.error) as error:  # cut short, encrypted, misnumbered
         raise FormatError(f"train_gpt.py is a damaged zip: {error}") from error
+    if parts["__main__.py"] == _HOST_MAIN.encode():
+        raise FormatError("train_gpt.py is a predictor of its author's own, trained elsewhere")
     if (parts["__main__.py"], parts[_PACKAGE_FILE]) != (_MAIN.encode(), _LOADER.encode()):
         raise FormatError("train_gpt.py has another loader than this version's bundles")
     texts = _decompress(parts["z"]).split("\0")

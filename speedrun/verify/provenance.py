@@ -138,7 +138,8 @@ def provenance(folder: Path, track: Track) -> RuleResult:
     if header is not None and bundle is not None:
         facts.same(claims.number("model_params"), _Said(f"{MODEL_NAME} packs", _parameters(header)))
     if phases:
-        _compare_ledger(facts, claims, phases, run)
+        is_ours = bundle is not None or log is not None
+        _compare_ledger(facts, claims, phases, run, is_ours=is_ours)
     if log is not None:
         _compare_end(facts, log, claims)
         _compare_score(facts, log, claims, run)
@@ -178,7 +179,10 @@ def _read_model(
 ) -> tuple[Header | None, RunConfig | None]:
     try:
         header = read_header(_read_counted(folder, MODEL_NAME, track))
-        return header, RunConfig.from_dict(header.meta["run"])
+        if "run" in header.meta:
+            return header, RunConfig.from_dict(header.meta["run"])
+        facts.not_compared.append(f"the recipe in {MODEL_NAME}, which has none")
+        return header, None
     except (OSError, KeyError, TypeError, AttributeError, ValueError, SpeedrunError):
         facts.not_compared.append(f"the recipe in {MODEL_NAME}, which does not open")
         return None, None
@@ -256,15 +260,20 @@ def _parameters(header: Header) -> int:
 
 
 def _compare_ledger(
-    facts: _Facts, claims: _Claims, phases: Sequence[Phase], run: RunConfig | None
+    facts: _Facts,
+    claims: _Claims,
+    phases: Sequence[Phase],
+    run: RunConfig | None,
+    *,
+    is_ours: bool,
 ) -> None:
-    """Seconds, steps and the order of phases; each phase is a line."""
+    """Seconds, and where our trainer wrote it, steps and the order of phases, each a line."""
     booked_s = sum(phase.seconds for phase in phases if phase.on_budget)
     budgeted = _Said(f"{LEDGER}, lines 1 to {len(phases)}: on the budget", booked_s)
     facts.same(claims.number("wallclock_seconds"), budgeted, within=_SECONDS)
-    trained = list(_steps_in(phases))
+    trained = list(_steps_in(phases)) if is_ours else []
     if not trained:
-        facts.not_compared.append(f"steps ({LEDGER} has none)")
+        facts.not_compared.append(f"steps ({LEDGER} is not our trainer's)")
         return
     first_line, last_line, last = trained[0][0], trained[-1][0], trained[-1][1]
     facts.same(claims.number("step_stop"), _Said(f"{LEDGER}, line {last_line}: steps", last))

@@ -7,13 +7,16 @@ ledger that the run writes, and the judge's own.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import os
 import stat
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from speedrun.bpb import score
 from speedrun.clock import Phase, read_ledger
@@ -21,16 +24,18 @@ from speedrun.data.dataset import Dataset
 from speedrun.errors import FormatError, PredictorError, PredictorLostError, SubmissionError
 from speedrun.files import sha256_file
 from speedrun.pack.bundle import read_bundle
+from speedrun.pack.container import read_header
 from speedrun.pack.submission import CODE_NAME, MODEL_NAME, counted_bytes
 from speedrun.stats import reach_of_one_more
 from speedrun.tracks.load import Track
 from speedrun.verify import rules
+from speedrun.verify.judge import PREDICT
 from speedrun.verify.library import library_documents
+from speedrun.verify.listener import Listener
 from speedrun.verify.remote import RemotePredictor
-from speedrun.verify.rules import CLAIM_TOLERANCE_BPB, Rule
+from speedrun.verify.rules import CLAIM_TOLERANCE_BPB, Declared, Rule
 from speedrun.verify.sandbox import Cell, Limits, gpu_devices
-from speedrun.verify.supervise import Supervisor
-from speedrun.verify.verdict import RuleResult, Status
+from speedrun.verify.verdict import RuleResult
 
 DEFAULT_SPREAD = 0.007
 """Spread of seeds, as a share of the score, where nothing is known. That of the first record of
@@ -40,6 +45,8 @@ SLOWER = 0.95
 """With fewer than so many of the claimed steps in the same time, a machine is a slower one."""
 SET_UP_S = 120.0
 """Least time allowed around the training: imports, compilation, packing. Otherwise the budget's."""
+MOST_BYTES = 1 << 28
+"""What a training may write, or four times the track's limit if that is more."""
 _CLOCK_S, _CLOCK_FRAC = 2.0, 0.05
 """What the judge's clock may see more of training than the ledger books."""
 _LEDGER_LIMIT_BYTES = 1 << 24
@@ -115,19 +122,19 @@ def retrain(
         track: Budgets and limits.
         dataset: The track's corpus.
         claims, record, spread: See `expect`.
-        limits: What the training's processes may take.
-        allow_unsandboxed: Run it where bubblewrap does not work.
+        limits: What the training's processes may take; time and file sizes are set here.
+        allow_unsandboxed: Run the code where bubblewrap does not work; the evidence then says so.
         set_up_s: Seconds allowed besides the budget; by default as many as the budget, or
             `SET_UP_S` if that is more.
         progress: Called with (what, targets scored, targets in all).
     """
     rule = Rule("retrain")
     try:
-        task = _prepare(folder, track, dataset, allow_unsandboxed)
+        task = _prepare(folder, track, dataset, limits, allow_unsandboxed)
         with tempfile.TemporaryDirectory(prefix="speedrun-retrain-") as place:
             allowed_s = set_up_s or max(SET_UP_S, track.train_seconds)
-            course = _train(task, Path(place), allowed_s, limits)
-            bpb = _score(task, Path(place), progress)
+            course, declared = _train(task, Path(place), allowed_s)
+            bpb = _score(task, declared, Path(place), progress)
     except _OpenError as found:
         return rule.undecided(*found.args)
     except SubmissionError as error:
@@ -180,9 +187,19 @@ class _Task:
     num_steps: int
     hardware: str
     num_processes: int
-    allow_unsandboxed: bool
     is_comparable: bool
     """Whether this machine has the GPUs of the track."""
+    limits: Limits
+    allow_unsandboxed: bool
+
+    def cell(self, stage: Path, limits: Limits) -> Cell:
+        """Where code of the submission runs, validation documents of the library hidden."""
+        return Cell(
+            stage,
+            limits=limits,
+            hidden_documents=library_documents(self.dataset),
+            allow_unsandboxed=self.allow_unsandboxed,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +211,8 @@ class _Course:
     judged_s: float | None
     """Training as the judge's clock saw it between two lines of the log; None without lines."""
     isolation: str
+    budgeted: tuple[str, ...] = rules.BUDGETED
+    """Phases that count, whatever the ledger marks them as."""
 
     @property
     def num_steps(self) -> int:
@@ -203,8 +222,8 @@ class _Course:
 
     @property
     def budgeted_s(self) -> float:
-        """Seconds that count, whatever the ledger marks them as."""
-        counted = (p for p in self.phases if p.on_budget or p.name in rules.BUDGETED)
+        """Seconds that count."""
+        counted = (p for p in self.phases if p.on_budget or p.name in self.budgeted)
         return sum(phase.seconds for phase in counted)
 
     @property
@@ -221,18 +240,22 @@ class _Course:
         )
 
 
-def _prepare(folder: Path, track: Track, dataset: Dataset | None, allow_unsandboxed: bool) -> _Task:
+def _prepare(
+    folder: Path,
+    track: Track,
+    dataset: Dataset | None,
+    limits: Limits | None,
+    allow_unsandboxed: bool,
+) -> _Task:
     """Everything that has to be known before a process is started."""
     if dataset is None:
         raise _OpenError("no training shards here", "get the track's corpus")
-    opened, declared = rules.container(folder)
     try:
         claims = rules.read_claims(folder)
         code = (folder / CODE_NAME).read_bytes()
-    except (OSError, SubmissionError) as error:
+        settings = read_header((folder / MODEL_NAME).read_bytes()).meta
+    except (OSError, FormatError, SubmissionError) as error:
         raise _OpenError(f"not run: {error}", "") from error
-    if declared is None:
-        raise _OpenError(f"not run: {opened.evidence}", "")
     if not _can_train(code):
         raise _OpenError(
             f"{CODE_NAME} holds no training code: it knows no --data, --out, --seed and --budget",
@@ -252,23 +275,35 @@ def _prepare(folder: Path, track: Track, dataset: Dataset | None, allow_unsandbo
     for entry in dataset.manifest.shards if dataset.manifest else ():
         if entry.split == "train" and sha256_file(dataset.folder / entry.file) != entry.sha256:
             raise _OpenError(f"{entry.file} was altered", "prepare the dataset again")
+    for path in dataset.train_shards:
+        # In the cell the reader may be a user that nobody is.
+        if os.geteuid() == 0 and not path.stat().st_mode & stat.S_IROTH:
+            raise _OpenError(f"{path.name} is not for everybody to read", f"chmod o+r {path}")
     visible = _visible_gpus(track)
-    budget_s = declared.run.train.budget_s if declared.run else 0.0
     steps = claims.get("step_stop")
     return _Task(
         folder=folder,
         track=track,
         dataset=dataset,
         seed=seed,
-        # What was trained on less than the track allows is trained again on less.
-        budget_s=min(budget_s or math.inf, track.train_seconds),
+        budget_s=min(_own_budget_s(settings), track.train_seconds),
         claim=claim,
         num_steps=steps if type(steps) is int else 0,
         hardware=str(claims.get("hardware")),
         num_processes=max(min(track.num_gpus, visible), 1),
-        allow_unsandboxed=allow_unsandboxed,
         is_comparable=visible >= track.num_gpus,
+        limits=limits or Limits(devices=gpu_devices() if track.num_gpus else ()),
+        allow_unsandboxed=allow_unsandboxed,
     )
+
+
+def _own_budget_s(settings: dict[str, Any]) -> float:
+    """What was trained on less than the track allows is trained again on less."""
+    try:
+        budget_s = settings["run"]["train"]["budget_s"]
+        return float(budget_s) if 0 < budget_s < math.inf else math.inf
+    except (KeyError, TypeError):
+        return math.inf
 
 
 def _can_train(code: bytes) -> bool:
@@ -288,46 +323,48 @@ def _visible_gpus(track: Track) -> int:
     return torch.cuda.device_count()
 
 
-def _train(task: _Task, place: Path, set_up_s: float, limits: Limits | None) -> _Course:
-    """Run the training; the model is in `place` afterwards."""
+def _train(task: _Task, place: Path, set_up_s: float) -> tuple[_Course, Declared]:
+    """Run the training; the new submission is in `place / "stage"` afterwards."""
     stage, out = place / "stage", place / "out"
     stage.mkdir()
     out.mkdir()
     out.chmod(0o777)  # inside, the writer may be another user
     (stage / CODE_NAME).write_bytes((task.folder / CODE_NAME).read_bytes())
     (stage / MODEL_NAME).touch()  # not the one handed in, which could be handed out again
-    largest = max(4 * task.track.cap_bytes, 1 << 28)
-    shards = {f"training/{path.name}": path for path in task.dataset.train_shards}
-    devices = gpu_devices() if task.track.num_gpus else ()
-    limits = limits or Limits(file_bytes=largest, devices=devices)
-    with Cell(stage, limits=limits, allow_unsandboxed=task.allow_unsandboxed) as cell:
-        process = cell.start(
-            [
-                *_launcher(task.num_processes),
-                *("--data", "../training", "--out", "../out"),
-                *("--seed", str(task.seed), "--budget", repr(task.budget_s)),
-            ],
-            readable=shards,
-            writable={"out": out},
-        )
-        watch = Supervisor(process, out, limit_s=task.budget_s + set_up_s, limit_bytes=largest)
-        watch.to_the_end()
-    if _TOO_SLOW in watch.problem:
+    largest = max(4 * task.track.cap_bytes, MOST_BYTES)
+    limits = dataclasses.replace(task.limits, file_bytes=largest, wall_s=task.budget_s + set_up_s)
+    with task.cell(stage, limits) as cell:
+        arguments = [
+            *_launcher(task.num_processes),
+            *("--data", cell.inside("training"), "--out", cell.inside("out")),
+            *("--seed", str(task.seed), "--budget", repr(task.budget_s)),
+        ]
+        shards = {f"training/{path.name}": path for path in task.dataset.train_shards}
+        with cell.start(arguments, readable=shards, writable={"out": out}) as process:
+            heard = Listener(process, out, limit_bytes=largest)
+            heard.to_the_end()
+    if _TOO_SLOW in heard.problem:
         raise _OpenError(
-            f"the training {watch.problem}: this machine is slower than the claim's, or busy",
+            f"the training {heard.problem}: this machine is slower than the claim's, or busy",
             f"judge on {task.track.hardware}",
         )
-    if watch.problem:
+    if heard.problem:
         raise _BrokenError(
-            f"the training {watch.problem}",
+            f"the training {heard.problem}",
             f"`python {CODE_NAME} --data … --out … --seed {task.seed} --budget "
             f"{task.budget_s:g}` has to end by itself within the track's limits",
         )
-    _take_model(out / MODEL_NAME, stage / MODEL_NAME, task.track)
+    declared = _take_model(out / MODEL_NAME, stage, task.track)
     phases = _read_phases(out)
-    course = _Course(phases, watch.wall_s, _judged_s(watch, phases), cell.isolation)
+    course = _Course(
+        phases,
+        heard.wall_s,
+        _judged_s(heard, phases),
+        cell.isolation,
+        (*rules.BUDGETED, *(rules.CALIBRATING if task.track.is_on("calibration") else ())),
+    )
     _check_time(course, task, set_up_s)
-    return course
+    return course, declared
 
 
 def _launcher(num_processes: int) -> list[str]:
@@ -337,8 +374,8 @@ def _launcher(num_processes: int) -> list[str]:
     return [*module, str(num_processes), CODE_NAME]
 
 
-def _take_model(path: Path, target: Path, track: Track) -> None:
-    """Copy the trained model, if it is a file of a size that may count."""
+def _take_model(path: Path, stage: Path, track: Track) -> Declared:
+    """Copy the trained model beside the code, if it is a file that may count."""
     try:
         status = path.lstat()
     except OSError as error:
@@ -352,19 +389,20 @@ def _take_model(path: Path, target: Path, track: Track) -> None:
             f"{track.cap_bytes:,} bytes: {status.st_size:,} bytes",
             "train a smaller model",
         )
-    target.write_bytes(path.read_bytes())
-    counted = counted_bytes(target.parent, track).total
+    (stage / MODEL_NAME).write_bytes(path.read_bytes())
+    counted = counted_bytes(stage, track).total
     if counted > track.cap_bytes:
         raise _BrokenError(
             f"code and retrained model have {counted:,} bytes, the track allows "
             f"{track.cap_bytes:,}",
             f"save {counted - track.cap_bytes:,} bytes: seeds differ in size",
         )
-    opened, _ = rules.container(target.parent)
-    if opened.status is not Status.PASS:
+    opened, declared = rules.container(stage)
+    if declared is None:
         raise _BrokenError(
             f"the retrained {MODEL_NAME} does not open: {opened.evidence}", opened.fix
         )
+    return declared
 
 
 def _read_phases(out: Path) -> list[Phase]:
@@ -381,15 +419,15 @@ def _read_phases(out: Path) -> list[Phase]:
         ) from error
 
 
-def _judged_s(watch: Supervisor, phases: Sequence[Phase]) -> float | None:
+def _judged_s(heard: Listener, phases: Sequence[Phase]) -> float | None:
     """Seconds of training by the judge's clock: up to the first timed line and on to the last.
 
     What the ledger books off the budget in between is not counted; the time allowed besides the
     budget bounds that. None if the log has fewer than two such lines.
     """
-    if len(watch.marks) < 2:
+    if len(heard.marks) < 2:
         return None
-    (first_s, first_log_s), (last_s, _) = watch.marks
+    (first_s, first_log_s), (last_s, _) = heard.marks
     begun = next((i for i, phase in enumerate(phases) if phase.on_budget), len(phases))
     off_s = sum(phase.seconds for phase in phases[begun:] if not phase.on_budget)
     return first_log_s + last_s - first_s - off_s
@@ -414,24 +452,16 @@ def _check_time(course: _Course, task: _Task, set_up_s: float) -> None:
     raise _BrokenError(f"{problem}: {course}; budget {task.budget_s:g} s", "keep an honest clock")
 
 
-def _score(task: _Task, place: Path, progress: Progress | None) -> float:
+def _score(task: _Task, declared: Declared, place: Path, progress: Progress | None) -> float:
     """The judge's own measurement of the retrained model."""
-    _, declared = rules.container(place / "stage")
-    assert declared is not None
     dataset, evaluation = task.dataset, declared.evaluation
     shown = (lambda done, total: progress("retrained", done, total)) if progress else None
-    budget_s = task.track.eval_seconds if task.is_comparable else math.inf
+    # How long evaluation takes was judged with the model handed in; here it only has to end.
+    patience_s = task.track.eval_seconds + SET_UP_S if task.is_comparable else math.inf
     try:
         with (
-            Cell(
-                place / "stage",
-                limits=Limits(devices=gpu_devices() if task.track.num_gpus else ()),
-                hidden_documents=library_documents(dataset),
-                allow_unsandboxed=task.allow_unsandboxed,
-            ) as cell,
-            RemotePredictor(
-                cell, [CODE_NAME, "predict", MODEL_NAME], budget_s=budget_s
-            ) as predictor,
+            task.cell(place / "stage", task.limits) as cell,
+            RemotePredictor(cell, PREDICT, budget_s=patience_s) as predictor,
         ):
             return score(
                 predictor,

@@ -298,6 +298,10 @@ class Cell:
         """One word or line for the verdict."""
         return f"UNSANDBOXED: {self._reason}" if self._reason else "bubblewrap"
 
+    def inside(self, name: str) -> str:
+        """Path of what `start` lends under a name, as the process sees it."""
+        return str(self._folder / name) if self._walls is Walls.NONE else f"/{name}"
+
     def start(
         self,
         arguments: Sequence[str],
@@ -309,9 +313,9 @@ class Cell:
         """Run `python ARGUMENTS` beside the counted files. Who starts a process has to end it.
 
         Python runs isolated (-I): no variables, no user's packages, no modules beside the script.
-        The process inherits its store and `descriptors`, and finds an empty scratch folder. What
-        is lent to it, `readable` and `writable`, are files and folders from outside, by the name
-        under which they are in `..` for the process.
+        The process inherits its store and `descriptors`, and finds an empty scratch folder.
+        `readable` and `writable` lend files and folders from outside, by the name for `inside`.
+        It may be another user, who needs the right to read and write them.
 
         Raises
             SubmissionError: the private copies were changed.
@@ -327,8 +331,8 @@ class Cell:
                 cwd, scratch = folder / "judged", str(_make_folder(folder / "tmp"))
                 _copy_counted(self.files, cwd)
                 for name, path in {**(readable or {}), **(writable or {})}.items():
-                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                    (folder / name).symlink_to(path.resolve())
+                    (self._folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    (self._folder / name).symlink_to(path.resolve())
             else:
                 room = _room(
                     self._walls,
@@ -337,8 +341,8 @@ class Cell:
                     self._hidden,
                     self.files,
                     lent=[
-                        *(("--ro-bind", name, path) for name, path in (readable or {}).items()),
-                        *(("--bind", name, path) for name, path in (writable or {}).items()),
+                        *(("--ro-bind", path, name) for name, path in (readable or {}).items()),
+                        *(("--bind", path, name) for name, path in (writable or {}).items()),
                     ],
                 )
             popen = _start(
@@ -422,9 +426,9 @@ def _room(
     library: Path,
     hidden_documents: Sequence[str] = (),
     files: Path | None = None,
-    lent: Sequence[tuple[str, str, Path]] = (),
+    lent: Sequence[tuple[str, Path, str]] = (),
 ) -> list[str]:
-    """A bwrap command up to the program that it runs."""
+    """A bwrap command up to the program that it runs. `lent` are binds: how, what, by what name."""
     command = ["bwrap", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
     if walls is Walls.USER:
         command += [f"--unshare-{kind}" for kind in ("pid", "net", "ipc", "uts", "cgroup-try")]
@@ -440,9 +444,9 @@ def _room(
     command += view.machine(library, devices=limits.devices, hidden_documents=hidden_documents)
     if files is not None:
         command += ["--ro-bind", str(files), "/judged", "--chdir", "/judged"]
-    for folder in sorted({str(Path(name).parent) for _, name, _ in lent} - {"."}):
-        command += ["--perms", "0755", "--dir", f"/{folder}"]
-    for how, name, path in lent:
+    for folder in dict.fromkeys(name.rpartition("/")[0] for _, _, name in lent if "/" in name):
+        command += ["--dir", f"/{folder}"]  # of itself, bwrap makes folders that are its own only
+    for how, path, name in lent:
         command += [how, str(path.resolve()), f"/{name}"]
     command += ["--remount-ro", "/dev", "--remount-ro", "/"]
     while "--perms" in command and not _knows("--perms"):

@@ -22,10 +22,11 @@ import pytest
 
 import speedrun
 from speedrun.clock import Ledger, Phase
-from speedrun.config import ModelConfig, RunConfig, TrainConfig
+from speedrun.config import EvalConfig, ModelConfig, RunConfig, TrainConfig
 from speedrun.errors import FormatError
 from speedrun.pack.bundle import SOURCES_LIMIT_BYTES, build_bundle, read_bundle
 from speedrun.pack.container import Section, write_container
+from speedrun.pack.predictor import pack_predictor
 from speedrun.pack.submission import SubmissionFacts, write_submission
 from speedrun.tracks.load import Track, load_track
 from speedrun.train.log import RunLog
@@ -110,7 +111,8 @@ class Story:
                 )
             )
         facts = SubmissionFacts(
-            name=run.name, seed=run.seed, author="Ada", date="2026-01-02", val_bpb=bpb, val_loss=2 * bpb, step_stop=steps,
+            name=run.name, seed=run.seed, author="Ada", date="2026-01-02",
+            val_bpb=bpb, val_loss=2 * bpb, step_stop=steps,
             wallclock_seconds=seconds, eval_time_seconds=1.5, model_params=2060,
             hardware="2 cores of a CPU", pytorch_version="2.13.0", data_fingerprint="f" * 64,
         )  # fmt: skip
@@ -386,6 +388,26 @@ def test_a_predictor_of_ones_own_has_no_such_log_and_passes(bench: Any) -> None:
     assert found.status is Status.PASS
     for words in ("the recipe in the code", "logs/train.log has no line of our trainer", "steps ("):
         assert words in found.evidence
+
+
+def test_a_predictor_without_a_recipe_passes_too(bench: Any) -> None:
+    folder = bench.submit()
+    code, model = pack_predictor(
+        "def load(arrays): ...", {"t": bench.table}, vocab_size=8, evaluation=EvalConfig()
+    )
+    (folder / "train_gpt.py").write_bytes(code)
+    (folder / "model.srz").write_bytes(model)
+    (folder / "logs/train.log").unlink()
+    claims = json.loads((folder / "submission.json").read_text())
+    claims |= {"bytes_code": len(code), "bytes_model": len(model)}
+    (folder / "submission.json").write_text(json.dumps(claims, indent=2))
+    found = provenance(folder, bench.track)
+    assert found.status is Status.PASS
+    assert "model.srz, which has none" in found.evidence
+    assert "a predictor of its author's own, trained elsewhere" in found.evidence
+    claims["bytes_model"] += 1
+    (folder / "submission.json").write_text(json.dumps(claims, indent=2))
+    caught(provenance(folder, bench.track), "bytes_model")
 
 
 def test_our_trainer_without_its_log_is_undecided(story: Story) -> None:

@@ -1,4 +1,4 @@
-"""Waiting for a process by the judge's own clock: what it printed when, and an end if it must."""
+"""Waiting for a process by the judge's own clock, and noting when it printed what."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ _LINE = 1_000
 _POLL_S = 0.2
 
 
-class Supervisor:
-    """Reads what a process prints, and ends it with all its children when it goes too far."""
+class Listener:
+    """Reads what a process prints until it ends, or writes too much and has to be ended."""
 
-    def __init__(self, process: Process, out: Path, *, limit_s: float, limit_bytes: int) -> None:
-        """Take over a process of a cell; `to_the_end` ends it.
+    def __init__(self, process: Process, out: Path, *, limit_bytes: int) -> None:
+        """Take over a process just started: seconds count from now.
 
         Args:
-            process: Just started: seconds count from now.
+            process: Its own limits end it when its time is up.
             out: Folder that it may write to.
-            limit_s: Seconds until it is ended.
             limit_bytes: Bytes in `out` at which it is ended.
         """
         self.wall_s = 0.0
@@ -34,33 +33,30 @@ class Supervisor:
         """Why it did not end well, with its last words; empty if it did."""
         self.marks: list[tuple[float, float]] = []
         """(seconds of the judge, seconds of the log) of the first timed line and of the last."""
-        self._cell_process, self._process, self._out = process, process.popen, out
-        self._limit_s, self._limit_bytes = limit_s, limit_bytes
+        self._process, self._out, self._limit_bytes = process, out, limit_bytes
         self._began, self._looked_s = time.monotonic(), 0.0
         self._stderr, self._line = b"", b""
 
     def to_the_end(self) -> None:
-        """Wait until the process ends, or end it."""
-        process = self._process
-        assert process.stdin is not None and process.stdout is not None
-        assert process.stderr is not None
-        process.stdin.close()
-        try:
-            with selectors.DefaultSelector() as selector:
-                for stream in (process.stdout, process.stderr):
-                    os.set_blocking(stream.fileno(), False)
-                    selector.register(stream, selectors.EVENT_READ)
-                # It may close its streams and go on: only its end is the end.
-                while not (has_ended := process.poll() is not None) or selector.get_map():
-                    has_news = self._read(selector)
-                    self.wall_s = time.monotonic() - self._began
-                    if (has_ended and not has_news) or self._goes_too_far():
-                        break
-        finally:
-            self._cell_process.end()
-            code = process.wait()
-        if not self.problem and code:
-            self.problem = self._cell_process.ended_for or f"ended with exit code {code}"
+        """Listen until the process has ended; what it started is left for `Process.end`."""
+        popen = self._process.popen
+        assert popen.stdin is not None and popen.stdout is not None and popen.stderr is not None
+        popen.stdin.close()
+        with selectors.DefaultSelector() as selector:
+            for stream in (popen.stdout, popen.stderr):
+                os.set_blocking(stream.fileno(), False)
+                selector.register(stream, selectors.EVENT_READ)
+            # It may close its streams and go on: only its end is the end.
+            while not (has_ended := popen.poll() is not None) or selector.get_map():
+                has_news = self._read(selector)
+                self.wall_s = time.monotonic() - self._began
+                if (has_ended and not has_news) or self._process.ended_for or self._fills_up():
+                    break
+        code = popen.poll()
+        if limit := self._process.ended_for:
+            self.problem = f"was ended because {limit}"
+        elif code and not self.problem:
+            self.problem = f"ended with exit code {code}"
         if self.problem:
             self.problem += f" after {self.wall_s:.1f} s{self._last_words()}"
 
@@ -74,7 +70,7 @@ class Supervisor:
         for key, _ in events:
             if not (data := os.read(key.fd, 1 << 16)):
                 selector.unregister(key.fileobj)
-            elif key.fileobj is self._process.stderr:
+            elif key.fileobj is self._process.popen.stderr:
                 self._stderr = (self._stderr + data)[-_KEPT:]
             else:
                 self._take(data)
@@ -89,10 +85,8 @@ class Supervisor:
             if found is not None and found[0] in ("counted", "step", "stop"):
                 self.marks[1:] = [(self.wall_s, float(found[1]["ms"]) / 1000)]
 
-    def _goes_too_far(self) -> bool:
-        if self.wall_s > self._limit_s:
-            self.problem = f"had not ended after {self._limit_s:g} s and was ended"
-        elif self.wall_s > self._looked_s + 1:
+    def _fills_up(self) -> bool:
+        if self.wall_s > self._looked_s + 1:
             self._looked_s = self.wall_s
             if _size(self._out) > self._limit_bytes:
                 self.problem = f"wrote more than {self._limit_bytes:,} bytes and was ended"
