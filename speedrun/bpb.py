@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from speedrun.errors import DataError, PredictorError
+from speedrun.errors import CoverageError, DataError, DistributionError, PredictorError
 from speedrun.predict import Predictor
 
 _MAX_BLOCK = 1 << 25
@@ -84,7 +84,7 @@ def token_nats(logits: np.ndarray | torch.Tensor, targets: np.ndarray) -> torch.
         result   (n,)        float64, nats, on the device of `logits`
 
     Raises
-        PredictorError: a logit is NaN or infinite.
+        DistributionError: a logit is NaN or infinite.
     """
     table = torch.as_tensor(logits)
     index = torch.from_numpy(targets.astype(np.int64)).to(table.device)
@@ -93,7 +93,7 @@ def token_nats(logits: np.ndarray | torch.Tensor, targets: np.ndarray) -> torch.
     for block, target in zip(torch.split(table, rows), torch.split(index, rows), strict=True):
         low, high = block.aminmax()
         if not math.isfinite(float(high) - float(low)):
-            raise PredictorError(
+            raise DistributionError(
                 f"logits reach from {float(low)} to {float(high)}; every logit must be finite"
             )
         top = block.amax(dim=1, keepdim=True)
@@ -122,10 +122,12 @@ def score(
     batch_windows: int,
     progress: Callable[[int, int], None] | None = None,
     part: tuple[int, int] = (0, 1),
+    keep: np.ndarray | None = None,
 ) -> Score:
     """Score a stream of tokens: every token but the first is predicted once, in order.
 
-    An adaptive predictor observes tokens only after their nats are summed, each token once.
+    An adaptive predictor is asked window by window, and observes tokens only after their nats are
+    summed, each token once.
 
     Args:
         predictor: What is asked; see `predict.Predictor`.
@@ -136,9 +138,11 @@ def score(
         progress: Called with (targets scored, targets in all) after every call.
         part: (rank, world): score one of `world` contiguous shares; sums of `nats` and
             `num_tokens` over all ranks are the whole. Not for adaptive predictors.
+        keep: (n - 1,) floats; takes the nats of each target, tokens[i + 1] at i.
 
     Raises
-        PredictorError: logits of the wrong shape or not finite, or a vocabulary too small.
+        PredictorError: a vocabulary too small.
+        CoverageError, DistributionError: logits of the wrong shape, or not finite.
         DataError: nothing to score.
     """
     vocab, (rank, world) = predictor.vocab_size, part
@@ -150,22 +154,27 @@ def score(
     table = windows(len(tokens), context, stride)
     table = table[len(table) * rank // world : len(table) * (rank + 1) // world]
     targets_in_all = int((table[:, 1] - table[:, 0] - table[:, 2]).sum())
-    size = max(1, min(batch_windows, _MAX_BLOCK // (stride * vocab)))
     adaptive = predictor.kind == "adaptive"
+    # Windows of one call hold each other's targets: no more than one where something is learnt.
+    size = 1 if adaptive else max(1, min(batch_windows, _MAX_BLOCK // (stride * vocab)))
     nats, done, model_s, began = 0.0, 0, 0.0, time.perf_counter()
     for batch in _batches(table, size):
         starts, stops, scored = batch.T
         inside = np.arange(stops[0] - starts[0])
         inputs = tokens[starts[:, None] + inside].astype(np.int64)
-        targets = tokens[starts[:, None] + inside + 1][inside >= scored[:, None]]
+        places = (starts[:, None] + inside)[inside >= scored[:, None]]
+        targets = tokens[places + 1]
         asked = time.perf_counter()
         logits = predictor.predict(inputs, scored)
         model_s += time.perf_counter() - asked
         if tuple(logits.shape) != (len(targets), vocab):
-            raise PredictorError(
+            raise CoverageError(
                 f"logits have shape {tuple(logits.shape)}, expected ({len(targets)}, {vocab})"
             )
-        nats += float(token_nats(logits, targets).sum())
+        found = token_nats(logits, targets)
+        nats += float(found.sum())
+        if keep is not None:
+            keep[places] = found.cpu().numpy()
         done += len(targets)
         if adaptive:
             first = int(starts[0] + scored[0])

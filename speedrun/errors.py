@@ -65,5 +65,13 @@ class PredictorLostError(PredictorError):
     """A predictor process ended, or used up its time, before it answered."""
 
 
+class DistributionError(PredictorError):
+    """Logits that are no distribution: one of them is NaN or infinite."""
+
+
+class CoverageError(PredictorError):
+    """Logits for fewer or other positions than were asked for, or of another alphabet."""
+
+
 class RecordError(SpeedrunError):
     """A record or a row of the runs table cannot be read or must not be added."""

@@ -87,10 +87,12 @@ def pack_run(
     shutil.rmtree(fresh, ignore_errors=True)
     write_submission(
         fresh,
-        run=run,
         weights_bytes=packed,
         bundle=bundle,
         facts=SubmissionFacts(
+            name=run.name,
+            seed=run.seed,
+            blurb=run.summary,
             author=author or os.environ.get("SPEEDRUN_AUTHOR", "anonymous"),
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),
             val_bpb=result.bpb,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import typer
 
+from speedrun.cli.forensics import audit_logs
 from speedrun.cli.screen import say_aside
 
 
@@ -17,26 +18,52 @@ class Level(StrEnum):
 
     static = "static"
     score = "score"
+    probe = "probe"
+    prove = "prove"
 
 
 def verify(
-    submission: Path = typer.Argument(metavar="SUBMISSION", help="Submission folder."),
-    level: Level = typer.Option(Level.score, help="static reads files, score also runs the model."),
+    submission: Path | None = typer.Argument(None, metavar="SUBMISSION", help="Submission folder."),
+    level: Level = typer.Option(
+        Level.score,
+        help="static reads files, score also runs the model, probe asks a fresh "
+        "process again, prove has text coded and decoded.",
+    ),
     track: str = typer.Option(
         "", metavar="NAME|FILE", help="Track name or .toml file. Default: its own."
     ),
     data: Path | None = typer.Option(
         None, metavar="FOLDER", help="Dataset folder. Default: the track's corpus."
     ),
+    logs: Path | None = typer.Option(
+        None, metavar="PATH", help="Audit published logs and claims here instead."
+    ),
     out: Path | None = typer.Option(
         None, metavar="FILE", help="Also write verdict.json to this path."
+    ),
+    probe_seed: int | None = typer.Option(
+        None, metavar="N", help="Repeat the probes of a verdict that has this seed."
+    ),
+    proof_tokens: str = typer.Option(
+        "2000", metavar="N|all", help="Tokens that level prove codes and decodes."
+    ),
+    allow_unsandboxed: bool = typer.Option(
+        False, "--allow-unsandboxed", help="Run code that is not yours without bubblewrap."
     ),
     as_json: bool = typer.Option(False, "--json", help="Print the verdict as JSON."),
 ) -> None:
     """Judge a submission: every rule, and its score measured in a sandbox.
 
+    With --logs nothing is run: the logs and submission.json of a record, or of
+    all records below a folder, are checked against each other and the rules.
     Exit code 0 passed, 1 a rule is broken, 2 could not be decided.
     """
+    if (submission is None) == (logs is None):
+        what = "give SUBMISSION or --logs PATH, not both"
+        raise typer.BadParameter(what if submission else "Missing argument 'SUBMISSION'")
+    if logs is not None:
+        raise typer.Exit(audit_logs(logs, track=track, out=out, as_json=as_json))
+    assert submission is not None
     from rich.console import Console
 
     from speedrun.data.corpus import open_corpus
@@ -54,7 +81,18 @@ def verify(
             if data is not None:
                 raise
             say_aside(f"the corpus of track {chosen.name} is not here: {error}")
-    verdict = verify_submission(submission, chosen, dataset, level=level.value, progress=_show)
+    if proof_tokens != "all" and not (proof_tokens.isdecimal() and int(proof_tokens) > 0):
+        raise typer.BadParameter(f"{proof_tokens!r} is neither a number above 0 nor 'all'")
+    verdict = verify_submission(
+        submission,
+        chosen,
+        dataset,
+        level=level.value,
+        allow_unsandboxed=allow_unsandboxed,
+        probe_seed=probe_seed,
+        proof_tokens=None if proof_tokens == "all" else int(proof_tokens),
+        progress=_show,
+    )
     if out is not None:
         write_verdict(verdict, out)
     if as_json:

@@ -23,8 +23,12 @@ from speedrun.errors import PackError
 PACKAGE = "speedrun"
 _AT_TOP = {*sys.stdlib_module_names, PACKAGE, "torch", "numpy", "zstandard"}
 _RUN_MODULE = f"{PACKAGE}.bundled"
+_ROOT = Path(__file__).parents[2]
+
+_HOST = f"{PACKAGE}.pack.host"
 
 _MAIN = f"import sys\nfrom {_RUN_MODULE} import*\nsys.exit(main(RUN))"
+_HOST_MAIN = f"from {_HOST} import main\nmain({_RUN_MODULE!r})"
 
 # Children that torchrun or `spawn` start find `speedrun` in the zip on their path, so the loader is
 # the package itself; its second half travels compressed, in front of the package's own code.
@@ -75,10 +79,41 @@ def build_bundle(
         PackError: a module is missing or broken, or imports, when it is loaded, something that a
             judge's machine need not have.
     """
-    blob = _compress(_minified_closure(run, entry_module, root))
+    return _zip(_MAIN, _minified_closure(run, entry_module, root))
+
+
+def build_host_bundle(source: str) -> bytes:
+    """Bundle a predictor of the user's own: a module with `load(arrays) -> Predictor`.
+
+    It may import whatever the judge's machine has and, of ours, what `speedrun` modules it names;
+    those travel along. The same source gives the same bytes.
+
+    Raises
+        PackError: no Python, or no function `load` at its top.
+    """
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError) as error:
+        raise PackError(f"the predictor is no Python: {error}") from error
+    loads = (ast.FunctionDef, ast.ClassDef)
+    if not any(isinstance(node, loads) and node.name == "load" for node in tree.body):
+        raise PackError("the predictor has no function load(arrays) at its top; write one")
+    named = [name for name in _imports(tree) if name.partition(".")[0] == PACKAGE]
+    sources = closure(_HOST)
+    for name in named:
+        sources |= closure(name if _is_module(_ROOT, name) else name.rpartition(".")[0])
+    minified = {name: _minify(text, name) for name, text in sorted(sources.items())}
+    minified[PACKAGE] = _FINDER + minified.get(PACKAGE, "")
+    minified[_RUN_MODULE] = _minify(source, "the predictor")
+    return _zip(_HOST_MAIN, minified)
+
+
+def _zip(main: str, sources: dict[str, str]) -> bytes:
+    """An executable zip of the loader and of modules by name, compressed as one."""
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in (("__main__.py", _MAIN), (f"{PACKAGE}.py", _LOADER), ("z", blob)):
+        contents = (("__main__.py", main), (f"{PACKAGE}.py", _LOADER), ("z", _compress(sources)))
+        for name, content in contents:
             deflated = name.endswith(".py")
             # A fixed date: the bytes depend on the content alone.
             info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
@@ -107,7 +142,7 @@ def module_sizes(
 
 def closure(entry_module: str, root: Path | None = None) -> dict[str, str]:
     """Sources by module name of all of our modules that `entry_module` can come to import."""
-    root = root or Path(__file__).parents[2]
+    root = root or _ROOT
     found: dict[str, str] = {}
     waiting = [entry_module]
     while waiting:

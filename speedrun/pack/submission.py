@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from speedrun.config import RunConfig
 from speedrun.errors import SubmissionError
 from speedrun.files import atomic_path
 from speedrun.tracks.load import Track
@@ -25,6 +24,9 @@ _MANIFEST_LIMIT_BYTES = 1_000_000
 class SubmissionFacts:
     """What a submission claims and where it comes from; written to `submission.json`."""
 
+    name: str
+    """Of the recipe or the predictor."""
+    seed: int
     author: str
     date: str
     """`YYYY-MM-DD`, or ISO 8601 with `Z`."""
@@ -44,6 +46,8 @@ class SubmissionFacts:
     pytorch_version: str
     data_fingerprint: str
     """Of the corpus that was trained on and scored."""
+    kind: str = "fixed"
+    """`fixed`, or `adaptive`: it learns from what was scored."""
     github_id: str = ""
     blurb: str = ""
     """What is new, in a sentence or two."""
@@ -75,7 +79,6 @@ class SizeReport:
 def write_submission(
     out: Path,
     *,
-    run: RunConfig,
     weights_bytes: bytes,
     bundle: bytes,
     facts: SubmissionFacts,
@@ -89,11 +92,11 @@ def write_submission(
         OutputError: the folder cannot be written or exists; then nothing is left behind.
     """
     size = SizeReport(len(bundle), len(weights_bytes))
-    claims = _claims(run, facts, size, track)
+    claims = _claims(facts, size, track)
     files = {
         CODE_NAME: bundle,
         MODEL_NAME: weights_bytes,
-        "README.md": _readme(run, facts, size, track).encode(),
+        "README.md": _readme(facts, size, track).encode(),
         "submission.json": _json(claims, "submission.json"),
     }
     for name, path in logs.items():
@@ -153,16 +156,14 @@ def counted_bytes(folder: Path, track: Track) -> SizeReport:
     return SizeReport(*sizes)
 
 
-def _claims(
-    run: RunConfig, facts: SubmissionFacts, size: SizeReport, track: Track
-) -> dict[str, Any]:
+def _claims(facts: SubmissionFacts, size: SizeReport, track: Track) -> dict[str, Any]:
     """`submission.json`: the keys that the field uses most, plus what a judge needs."""
     return {
         "schema_version": SCHEMA_VERSION,
         "author": facts.author,
         "github_id": facts.github_id,
-        "name": run.name,
-        "blurb": facts.blurb or run.summary,
+        "name": facts.name,
+        "blurb": facts.blurb,
         "date": facts.date,
         "track": track.name,
         "track_version": track.version,
@@ -172,7 +173,8 @@ def _claims(
         "bytes_total": size.total,
         "bytes_code": size.code,
         "bytes_model": size.model,
-        "seed": run.seed,
+        "seed": facts.seed,
+        "kind": facts.kind,
         "step_stop": facts.step_stop,
         "wallclock_seconds": facts.wallclock_seconds,
         "eval_time_seconds": facts.eval_time_seconds,
@@ -183,10 +185,10 @@ def _claims(
     }
 
 
-def _readme(run: RunConfig, facts: SubmissionFacts, size: SizeReport, track: Track) -> str:
-    return f"""# {run.name}, seed {run.seed}
+def _readme(facts: SubmissionFacts, size: SizeReport, track: Track) -> str:
+    return f"""# {facts.name}, seed {facts.seed}
 
-{facts.blurb or run.summary}
+{facts.blurb}
 
 | | |
 |---|---|
@@ -199,9 +201,8 @@ def _readme(run: RunConfig, facts: SubmissionFacts, size: SizeReport, track: Tra
 
 Judge it with `speedrun verify .`
 
-The code needs torch, numpy, zstandard and brotli, and nothing else:
+Its code answers a judge on stdin and stdout, and needs no `speedrun` for it:
 
-    python {CODE_NAME} --help
     python {CODE_NAME} predict {MODEL_NAME}
 
 `{CODE_NAME}` is a zip with minified modules; `python -m zipfile -l {CODE_NAME}` lists it.

@@ -40,6 +40,31 @@ class Fingerprint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ruling:
+    """What the organisers decided about one question, and where they said so."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    text: str
+    """The ruling in words."""
+    source: str = ""
+    """Where it can be read."""
+    is_on: bool = True
+    """The position of the switch, where `SWITCHES` has one of this name."""
+    is_disputed: bool = False
+    """Part of the field reads the rules otherwise; a verdict says which way it went."""
+
+
+SWITCHES = {
+    "adaptation": "predictors may learn from validation tokens that were already scored",
+    "calibration": "calibration and averaging count against the training budget",
+    "lossy-tokenizer": "a tokenizer may lose text whose bytes it is credited with",
+    "start-up": "starting and loading the predictor counts against the evaluation budget",
+}
+"""Rulings that change what the judge does. A track that is silent has them on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Track:
     """Limits and rules of one contest. Data, never code."""
 
@@ -65,8 +90,8 @@ class Track:
     """What the seconds are measured on."""
     num_gpus: int = 0
     """GPUs that the contest allows; 0 is a CPU contest."""
-    rules: dict[str, str] = field(default_factory=dict)
-    """Rulings in words, each with its source."""
+    rulings: dict[str, Ruling] = field(default_factory=dict)
+    """By name, switches and plain words alike."""
     record: RecordRule = field(default_factory=RecordRule)
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
 
@@ -76,6 +101,18 @@ class Track:
                 raise ConfigError(
                     f"track {self.name}: {key} = {getattr(self, key)}, must be above zero"
                 )
+
+        for name, ruling in self.rulings.items():
+            if name not in SWITCHES and (not ruling.is_on or ruling.is_disputed):
+                raise ConfigError(
+                    f"track {self.name}: rulings.{name} is not a switch; switches are "
+                    + ", ".join(SWITCHES)
+                )
+
+    def is_on(self, switch: str) -> bool:
+        """Which way a switch of `SWITCHES` is set."""
+        assert switch in SWITCHES, switch
+        return self.rulings[switch].is_on if switch in self.rulings else True
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, as in the TOML file."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from speedrun.errors import PredictorError, PredictorLostError
+from speedrun.errors import CoverageError, PredictorError, PredictorLostError
 from speedrun.predict import FRAME, MAGIC, PROTOCOL, frame
 from speedrun.verify.device_memory import DeviceBlock
 from speedrun.verify.sandbox import Cell
@@ -49,6 +49,8 @@ class RemotePredictor:
         self.budget_s = budget_s
         self.waited_s = 0.0
         """Seconds spent waiting for the process so far."""
+        self.start_s = 0.0
+        """Those of them that passed until it was ready."""
         self.transport = "shared memory"
         """How logits travel; on machines with a GPU also why not through its memory."""
         self._cell, self._arguments = cell, arguments
@@ -83,6 +85,7 @@ class RemotePredictor:
         except BaseException:
             self._end()
             raise
+        self.start_s = self.waited_s
         return self
 
     def __exit__(
@@ -139,13 +142,14 @@ class RemotePredictor:
         """See `Predictor.predict`. An array is overwritten by the next call.
 
         Raises
-            PredictorError: no answer, or one of another shape. `bpb` checks the values.
+            PredictorError: no answer. `bpb` checks the values.
+            CoverageError: logits of another shape, or fewer than announced.
         """
         payload = tokens.astype("<i8").tobytes() + scored_from.astype("<i8").tobytes()
         reply = self._exchange(frame({"do": "predict", "shape": list(tokens.shape)}, payload))
         expected = [int((tokens.shape[1] - scored_from).sum()), self.vocab_size]
         if reply.get("shape") != expected:
-            raise PredictorError(f"logits have shape {reply.get('shape')!r}, expected {expected}")
+            raise CoverageError(f"logits have shape {reply.get('shape')!r}, expected {expected}")
         count = expected[0] * expected[1]
         # Copied first: the process may go on writing. What is normalised and what is looked up must
         # be the same numbers.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from speedrun.errors import PredictorError
+from speedrun.errors import CoverageError
 
 
 class Store:
@@ -41,11 +41,11 @@ class Store:
         """Copy the first bytes of the file into an array.
 
         Raises
-            PredictorError: the file is shorter.
+            CoverageError: the file is shorter.
         """
         found = os.fstat(self.descriptor).st_size
         if found < target.nbytes:
-            raise PredictorError(
+            raise CoverageError(
                 f"the predictor wrote {found:,} bytes of logits, expected {target.nbytes:,}"
             )
         raw = target.reshape(-1).view(np.uint8)
@@ -63,7 +63,7 @@ class Store:
         while left:
             count = os.preadv(self.descriptor, [left], place)
             if not count:
-                raise PredictorError("the predictor cut its logits short while they were read")
+                raise CoverageError("the predictor cut its logits short while they were read")
             left, place = left[count:], place + count
 
     def close(self) -> None:

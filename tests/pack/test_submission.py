@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from speedrun.config import RunConfig
 from speedrun.errors import OutputError, SubmissionError
 from speedrun.files import sha256_file
 from speedrun.pack.submission import (
@@ -34,6 +33,9 @@ TRACK = Track(
     hardware="any",
 )
 FACTS = SubmissionFacts(
+    name="test/run",
+    seed=5,
+    blurb="Counts and copies",
     author="Ada",
     date="2026-05-02",
     val_bpb=1.5,
@@ -52,7 +54,6 @@ def write(tmp_path: Path, **changes: Any) -> Path:
     log = tmp_path / "source.log"
     log.write_text("step:1/1\n")
     arguments = {
-        "run": RunConfig(name="test/run", seed=5),
         "weights_bytes": b"w" * 1000,
         "bundle": b"c" * 234,
         "facts": FACTS,

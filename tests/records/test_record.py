@@ -38,6 +38,8 @@ def entry(folder: Path, seed: int, bpb: float) -> tuple[Path, Verdict]:
     """A submission, as the packer writes it, and a verdict that passed it."""
     run = RunConfig(name="test/run", seed=seed)
     facts = SubmissionFacts(
+        name=run.name,
+        seed=seed,
         author="Ada",
         date="2026-01-02",
         val_bpb=bpb,
@@ -56,7 +58,6 @@ def entry(folder: Path, seed: int, bpb: float) -> tuple[Path, Verdict]:
     out = folder / f"s{seed}"
     write_submission(
         out,
-        run=run,
         weights_bytes=write_container([], {"run": run.to_dict()}),
         bundle=b"code",
         facts=facts,

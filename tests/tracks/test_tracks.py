@@ -38,3 +38,26 @@ def test_a_broken_track_names_the_key(
     path.write_text((FOLDER / "pocket.toml").read_text().replace(before, after))
     with pytest.raises(ConfigError, match=message):
         load_track(str(path))
+
+
+def test_switches_are_on_unless_a_track_turns_them_off(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    text = (FOLDER / "pocket.toml").read_text()
+    path.write_text(text.replace('and say so"', 'and say so"\nis_on = false'))
+    assert load_track("pocket").is_on("adaptation")
+    assert not load_track(str(path)).is_on("adaptation")
+    assert load_track(str(path)).is_on("lossy-tokenizer")
+
+
+def test_a_ruling_that_nothing_obeys_cannot_be_switched(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    text = (FOLDER / "pocket.toml").read_text()
+    path.write_text(text + '\n[rulings.moonlight]\ntext = "only by night"\nis_on = false\n')
+    with pytest.raises(ConfigError, match=r"moonlight.*adaptation"):
+        load_track(str(path))
+
+
+def test_every_disputed_ruling_of_a_shipped_track_names_its_source() -> None:
+    for track in list_tracks():
+        for name, ruling in track.rulings.items():
+            assert ruling.source or not ruling.is_disputed, (track.name, name)

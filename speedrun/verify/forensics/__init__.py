@@ -1,0 +1,1 @@
+"""Forensics: what published logs and claims say about a record, without running anything."""
