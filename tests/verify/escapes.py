@@ -5,7 +5,8 @@ did not. `test_escapes` runs this file as `train_gpt.py`, in a cell and, to see 
 real, also without walls.
 """
 
-# ruff: noqa: PTH
+# ruff: noqa: PTH101, PTH104, PTH108, PTH109, PTH110, PTH115, PTH116, PTH120, PTH123
+# ruff: noqa: PTH202, PTH208, PTH211
 from __future__ import annotations
 
 import contextlib
