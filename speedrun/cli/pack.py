@@ -12,7 +12,21 @@ PACKING_SECTIONS = ("quant.", "evaluation.")
 
 
 def pack(
-    run: Path = typer.Argument(metavar="RUN", help="Run folder, trained to the end."),
+    run: Path = typer.Argument(
+        metavar="RUN|PREDICTOR.py",
+        help="Run folder, trained to the end; or a module with load(arrays), see "
+        "submissions/template.",
+    ),
+    arrays: Path | None = typer.Option(
+        None, metavar="FILE", help="Of a predictor: arrays that load gets, .npz or .safetensors."
+    ),
+    ledger: Path | None = typer.Option(
+        None, metavar="FILE", help="Of a predictor: the ledger.jsonl of its training."
+    ),
+    track: str = typer.Option(
+        "pocket", metavar="NAME|FILE", help="Of a predictor: the track it is for."
+    ),
+    seed: int = typer.Option(42, help="Of a predictor: the seed it was trained with."),
     out: Path | None = typer.Option(
         None, metavar="FOLDER", help="Submission folder. Default: RUN/submission."
     ),
@@ -36,7 +50,14 @@ def pack(
     ),
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
-    """Round, compress and score the weights of a run; write a submission folder."""
+    """Pack the weights of a run, or a predictor of your own; write a submission folder."""
+    if run.suffix == ".py":
+        from speedrun.cli.predictor import pack_own
+
+        pack_own(
+            run, arrays, ledger, track, seed, out, cap, codec, overrides, data, author, as_json
+        )
+        return
     from speedrun.cli.folder import read_folder, read_trained
     from speedrun.cli.packing import pack_run
     from speedrun.data.corpus import open_corpus
@@ -50,14 +71,14 @@ def pack(
             )
     if codec:
         overrides = [*overrides, f'quant.codec="{codec}"']
-    recipe, track = read_folder(run, overrides)
-    cap_bytes = parse_size(cap) if cap else track.cap_bytes
+    recipe, limits = read_folder(run, overrides)
+    cap_bytes = parse_size(cap) if cap else limits.cap_bytes
     if (trained := read_trained(run)) is None:
         raise DataError(f"{run} is not trained to the end: speedrun run --resume {run}")
     packed = pack_run(
         recipe,
-        track,
-        open_corpus(data or track.corpus),
+        limits,
+        open_corpus(data or limits.corpus),
         run,
         trained,
         out=out or run / "submission",

@@ -17,11 +17,17 @@ class Level(StrEnum):
 
     static = "static"
     score = "score"
+    probe = "probe"
+    prove = "prove"
 
 
 def verify(
     submission: Path = typer.Argument(metavar="SUBMISSION", help="Submission folder."),
-    level: Level = typer.Option(Level.score, help="static reads files, score also runs the model."),
+    level: Level = typer.Option(
+        Level.score,
+        help="static reads files, score also runs the model, probe asks a fresh "
+        "process again, prove has text coded and decoded.",
+    ),
     track: str = typer.Option(
         "", metavar="NAME|FILE", help="Track name or .toml file. Default: its own."
     ),
@@ -30,6 +36,12 @@ def verify(
     ),
     out: Path | None = typer.Option(
         None, metavar="FILE", help="Also write verdict.json to this path."
+    ),
+    probe_seed: int | None = typer.Option(
+        None, metavar="N", help="Repeat the probes of a verdict that has this seed."
+    ),
+    proof_tokens: str = typer.Option(
+        "2000", metavar="N|all", help="Tokens that level prove codes and decodes."
     ),
     as_json: bool = typer.Option(False, "--json", help="Print the verdict as JSON."),
 ) -> None:
@@ -54,7 +66,17 @@ def verify(
             if data is not None:
                 raise
             say_aside(f"the corpus of track {chosen.name} is not here: {error}")
-    verdict = verify_submission(submission, chosen, dataset, level=level.value, progress=_show)
+    if proof_tokens != "all" and not (proof_tokens.isdecimal() and int(proof_tokens) > 0):
+        raise typer.BadParameter(f"{proof_tokens!r} is neither a number above 0 nor 'all'")
+    verdict = verify_submission(
+        submission,
+        chosen,
+        dataset,
+        level=level.value,
+        probe_seed=probe_seed,
+        proof_tokens=None if proof_tokens == "all" else int(proof_tokens),
+        progress=_show,
+    )
     if out is not None:
         write_verdict(verdict, out)
     if as_json:

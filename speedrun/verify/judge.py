@@ -1,32 +1,104 @@
 """The judge: asks every rule, and measures the score itself over a predictor in a cell.
 
 What is here never trains and never unpickles: a submission's code runs in `sandbox.Cell` only.
+
+A verdict is made in four steps, each of which includes the one before: `static` reads files,
+`score` lets a process answer for the whole validation split, `probe` asks a fresh process again for
+what a cheat could not know twice, and `prove` has the text coded and decoded with the predictions.
 """
 
 from __future__ import annotations
 
 import math
 import platform
+import secrets
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from speedrun.bpb import score
-from speedrun.config import EvalConfig, RunConfig
 from speedrun.data.dataset import Dataset
-from speedrun.errors import PredictorError, PredictorLostError, SubmissionError
+from speedrun.data.shards import open_shard
+from speedrun.errors import (
+    CoverageError,
+    DistributionError,
+    PredictorError,
+    PredictorLostError,
+    SubmissionError,
+)
 from speedrun.files import sha256_file
-from speedrun.tracks.load import Track
-from speedrun.verify import rules
+from speedrun.tracks.load import SWITCHES, Track
+from speedrun.verify import memory, rules
+from speedrun.verify.contents import contents
+from speedrun.verify.probes import PROBES, Audit, ask_nats
 from speedrun.verify.remote import RemotePredictor
-from speedrun.verify.rules import Rule
+from speedrun.verify.rules import Declared, Rule
 from speedrun.verify.sandbox import COUNTED, Cell, Limits
 from speedrun.verify.verdict import Measurement, RuleResult, Status, Verdict
 
-Level = Literal["static", "score"]
+Level = Literal["static", "score", "probe", "prove"]
+LEVELS: tuple[Level, ...] = ("static", "score", "probe", "prove")
 Progress = Callable[[str, int, int], None]
+PREDICT = ["train_gpt.py", "predict", "model.srz"]
+PROOF_TOKENS = 2_000
+AUDIT_SHARE = 0.3
+"""Flips and replays take this share of what scoring took; start-up and the rest come on top."""
+AUDIT_SECONDS = 3.0
 _READABLE = 4
 """Counted files beyond so many times the limit are not opened, let alone run."""
+_CANARY_SEED = 7
+
+_STATIC_RULES = ("hashes", "size", "claims", "training-time", "container")
+_SCORE_RULES = (
+    *("predictor", "distribution", "coverage", "kind", "evaluation-time", "state-hash"),
+    *("byte-count", "metric"),
+)
+_PROBE_RULES = (*PROBES, "document-splice", "memorisation", "speed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is judged, by which rules, on which text, and how it is asked."""
+
+    folder: Path
+    track: Track
+    dataset: Dataset
+    declared: Declared
+    cell: Cell
+    level: Level
+    probe_seed: int
+    proof_tokens: int | None
+    """Tokens that are proven; None for all."""
+    audit_seconds: float
+    """What flips and replays take on top of `AUDIT_SHARE`."""
+    progress: Progress | None
+
+    @property
+    def comparable(self) -> bool:
+        """Whether this machine's seconds mean something on the track."""
+        return self.track.num_gpus <= _num_gpus(self.track)
+
+    def start(self, *, budget_s: float = math.inf) -> RemotePredictor:
+        """A fresh process of the submission, to be entered."""
+        return RemotePredictor(self.cell, PREDICT, budget_s=budget_s)
+
+    def shown(self, what: str) -> Callable[[int, int], None] | None:
+        """Progress of one part."""
+        show = self.progress
+        return (lambda done, total: show(what, done, total)) if show else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """What the scoring pass leaves for the probes."""
+
+    measurement: Measurement
+    nats: NDArray[np.float64]
+    """Of each target."""
 
 
 def verify_submission(
@@ -36,6 +108,9 @@ def verify_submission(
     *,
     level: Level = "score",
     limits: Limits | None = None,
+    probe_seed: int | None = None,
+    proof_tokens: int | None = PROOF_TOKENS,
+    audit_seconds: float = AUDIT_SECONDS,
     progress: Progress | None = None,
 ) -> Verdict:
     """Judge a submission folder: every rule of the level gets a result, broken or not.
@@ -44,8 +119,11 @@ def verify_submission(
         folder: See `pack.submission` for its layout. Nothing is written into it.
         track: Limits and rules to judge by.
         dataset: The text to score; without it the rules that need it stay UNDECIDED.
-        level: `static` reads files only, `score` also runs the predictor.
+        level: How deep to look; see the top of this file.
         limits: What the predictor's process may take.
+        probe_seed: Repeats the probes of another verdict; by default nobody can know it before.
+        proof_tokens: How many tokens `prove` takes; None for the whole text.
+        audit_seconds: How long to probe on top of a share of what scoring took.
         progress: Called with (what, targets scored, targets in all).
 
     Raises
@@ -53,7 +131,7 @@ def verify_submission(
     """
     if not folder.is_dir():
         raise SubmissionError(f"{folder} is not a folder; expected a submission")
-    results, run = [rules.files(folder)], None
+    results, declared = [rules.files(folder)], None
     if rules.strange_files(folder):
         obstacle = "the folder holds links, hidden or special files, so nothing in it was read"
         results += [Rule(name).undecided(obstacle) for name in _STATIC_RULES]
@@ -67,12 +145,13 @@ def verify_submission(
         if obstacle := _too_large(folder, track):
             results.append(Rule("container").undecided(obstacle))
         else:
-            opened, run = rules.container(folder)
+            opened, declared = rules.container(folder)
             results.append(opened)
-            obstacle = "" if run else "model.srz does not open"
+            obstacle = "" if declared else "model.srz does not open"
     measurement, isolation = None, "nothing was run"
+    seed = secrets.randbits(63) if probe_seed is None else probe_seed
     if level != "static":
-        if run is None:
+        if declared is None:
             fitting = Rule("data").undecided(f"not compared: {obstacle}")
         elif dataset is None:
             fitting = Rule("data").undecided("no validation text here", "get the track's corpus")
@@ -81,16 +160,29 @@ def verify_submission(
         results.append(fitting)
         if fitting.status is not Status.PASS:
             obstacle = obstacle or "the track's validation text is not here"
-        if run is None or dataset is None or obstacle:
-            results += [Rule(name).undecided(f"not run: {obstacle}") for name in _RUN_RULES]
+        if declared is None or dataset is None or obstacle:
+            results += _not_run(level, f"not run: {obstacle}")
         else:
             try:
                 with Cell(folder, limits=limits) as cell:
                     isolation = cell.isolation
-                    scored, measurement = _score(folder, track, dataset, run, cell, progress)
+                    results[1] = rules.same_files(cell.files, folder, results[1])
+                    question = Question(
+                        folder=folder,
+                        track=track,
+                        dataset=dataset,
+                        declared=declared,
+                        cell=cell,
+                        level=level,
+                        probe_seed=seed,
+                        proof_tokens=proof_tokens,
+                        audit_seconds=audit_seconds,
+                        progress=progress,
+                    )
+                    answered, measurement = _run(question)
             except SubmissionError as error:
-                scored = [Rule(name).undecided(f"not run: {error}") for name in _RUN_RULES]
-            results += scored
+                answered = _not_run(level, f"not run: {error}")
+            results += answered
     manifest = folder / "manifest.json"
     return Verdict(
         submission=folder.resolve().name,
@@ -102,11 +194,9 @@ def verify_submission(
         machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         results=tuple(results),
         measurement=measurement,
+        switches={name: track.is_on(name) for name in SWITCHES},
+        probe_seed=seed if level in LEVELS[2:] else None,
     )
-
-
-_STATIC_RULES = ("hashes", "size", "claims", "training-time", "container")
-_RUN_RULES = ("predictor", "evaluation-time", "metric")
 
 
 def _too_large(folder: Path, track: Track) -> str:
@@ -120,59 +210,101 @@ def _too_large(folder: Path, track: Track) -> str:
     return ""
 
 
-def _score(
-    folder: Path,
-    track: Track,
-    dataset: Dataset,
-    run: RunConfig,
-    cell: Cell,
-    progress: Progress | None,
-) -> tuple[list[RuleResult], Measurement | None]:
-    """Results of `_RUN_RULES`, and the measurement if the predictor got to the end."""
-    comparable = track.num_gpus <= _num_gpus(track)
-    predictor = RemotePredictor(
-        cell,
-        ["train_gpt.py", "predict", "model.srz"],
-        budget_s=track.eval_seconds if comparable else math.inf,
-    )
-    answers = Rule("predictor")
+def _not_run(level: Level, why: str) -> list[RuleResult]:
+    """Every rule that needs the predictor, undecided."""
+    names = list(_SCORE_RULES)
+    if level in LEVELS[2:]:
+        names += ["contents", *_PROBE_RULES]
+    if level == "prove":
+        names.append("proof")
+    return [Rule(name).undecided(why) for name in names]
+
+
+def _run(question: Question) -> tuple[list[RuleResult], Measurement | None]:
+    """Results of all rules that need the predictor, and the measurement if it got to the end."""
+    results, scored = _score(question)
+    if question.level in LEVELS[2:]:
+        results.append(contents(question.cell.files, question.dataset))
+        if scored is None:
+            said = "not asked: the predictor did not finish"
+            results += [Rule(name).undecided(said) for name in _PROBE_RULES]
+        else:
+            results += _probe(question, scored)
+    if question.level == "prove":
+        if scored is None:
+            results.append(Rule("proof").undecided("not asked: the predictor did not finish"))
+        else:
+            results.append(_prove(question, scored))
+    return results, scored.measurement if scored else None
+
+
+def _score(question: Question) -> tuple[list[RuleResult], Scored | None]:
+    """Results of `_SCORE_RULES`, and what was measured if the predictor got to the end."""
+    track, folder = question.track, question.folder
+    budget_s = track.eval_seconds if question.comparable else math.inf
+    predictor = question.start(budget_s=budget_s)
+    failed, scored = "", None
+    error: PredictorError | None = None
     try:
         with predictor:
-            measurement = _measure(predictor, dataset, run.evaluation, track, progress)
-    except PredictorLostError as error:
-        results = [answers.undecided(str(error), "run `python train_gpt.py predict model.srz`")]
-    except PredictorError as error:
+            scored, steady = _measure(predictor, question)
+    except PredictorLostError as lost:
+        failed, error = "predictor", lost
+    except DistributionError as wrong:
+        failed, error = "distribution", wrong
+    except CoverageError as wrong:
+        failed, error = "coverage", wrong
+    except PredictorError as wrong:
+        failed, error = "predictor", wrong
+    times = rules.evaluation_time(
+        track,
+        scored.measurement.eval_seconds if scored else predictor.waited_s,
+        finished=scored is not None,
+        comparable=question.comparable,
+        start_s=0.0 if track.is_on("start-up") else predictor.start_s,
+    )
+    if scored is not None:
+        found = scored.measurement
         results = [
-            answers.result(False, evidence=str(error), fix="speak the protocol of predict.py")
-        ]
-    else:
-        results = [
-            answers.result(True, f"{measurement.kind}, {measurement.num_tokens:,} predictions"),
-            rules.evaluation_time(
-                track, measurement.eval_seconds, finished=True, comparable=comparable
+            Rule("predictor").result(True, f"{found.num_tokens:,} predictions"),
+            Rule("distribution").result(
+                True, f"{predictor.vocab_size:,} finite logits each", "normalised by the judge"
             ),
-            rules.metric(folder, measurement),
+            Rule("coverage").result(
+                found.num_tokens == len(scored.nats),
+                f"{found.num_tokens:,} targets, once, in order",
+                f"{len(scored.nats):,}",
+            ),
+            rules.kind(folder, found.kind, track),
+            times,
+            steady,
+            rules.byte_count(question.dataset, track),
+            rules.metric(folder, found, question.dataset),
         ]
-        return results, measurement
-    results += [
-        rules.evaluation_time(track, predictor.waited_s, finished=False, comparable=comparable),
-        Rule("metric").undecided("no score: the predictor did not finish"),
-    ]
-    return results, None
+        return results, scored
+    fixes = {
+        "predictor": "speak the protocol of predict.py",
+        "distribution": "give finite logits; a token that cannot come gets a low one",
+        "coverage": "answer for every position that is asked, in order",
+    }
+    said = {name: Rule(name).undecided("the predictor did not finish") for name in _SCORE_RULES}
+    said["evaluation-time"] = times
+    if isinstance(error, PredictorLostError):
+        hint = "run `python train_gpt.py predict model.srz`"
+        said[failed] = Rule(failed).undecided(str(error), hint)
+    else:
+        said[failed] = Rule(failed).result(False, evidence=str(error), fix=fixes[failed])
+    return list(said.values()), None
 
 
-def _measure(
-    predictor: RemotePredictor,
-    dataset: Dataset,
-    evaluation: EvalConfig,
-    track: Track,
-    progress: Progress | None,
-) -> Measurement:
+def _measure(predictor: RemotePredictor, question: Question) -> tuple[Scored, RuleResult]:
+    """The official score, and whether the predictor is what it was once it has scored."""
+    dataset, evaluation = question.dataset, question.declared.evaluation
     tokens, num_bytes = dataset.val_tokens(), dataset.val_raw_bytes
-
-    def shown(what: str) -> Callable[[int, int], None] | None:
-        return (lambda done, total: progress(what, done, total)) if progress else None
-
+    nats = np.full(len(tokens) - 1, np.nan)
+    before = _canary(predictor, question)
+    began_s = predictor.waited_s - predictor.start_s
+    predictor.budget_s += began_s
     official = score(
         predictor,
         tokens,
@@ -180,14 +312,16 @@ def _measure(
         context=evaluation.context,
         stride=evaluation.stride,
         batch_windows=evaluation.batch_windows,
-        progress=shown("sliding windows"),
+        progress=question.shown("sliding windows"),
+        keep=nats,
     )
-    eval_seconds = predictor.waited_s
+    eval_seconds = predictor.waited_s - began_s
+    predictor.budget_s = predictor.waited_s + _patience(eval_seconds)
     chunked_bpb: float | None = None
     if predictor.kind == "fixed":
+        steady = rules.state_hash(before, _canary(predictor, question))
         chunked_bpb = official.bpb
-        if evaluation.stride != evaluation.context:
-            predictor.budget_s += track.eval_seconds  # for our own curiosity, off its account
+        if evaluation.stride != evaluation.context:  # for our own curiosity, off its account
             chunked_bpb = score(
                 predictor,
                 tokens,
@@ -195,10 +329,13 @@ def _measure(
                 context=evaluation.context,
                 stride=evaluation.context,
                 batch_windows=evaluation.batch_windows,
-                progress=shown("chunks"),
+                progress=question.shown("chunks"),
             ).bpb
+    else:
+        said = "an adaptive predictor learns; what it learns from is probed"
+        steady = Rule("state-hash").result(True, "does not apply", evidence=said)
     token_bytes = dataset.val_token_bytes
-    return Measurement(
+    measurement = Measurement(
         bpb=official.bpb,
         nats_per_token=official.nats_per_token,
         token_bpb=None if token_bytes == num_bytes else official.bpb * num_bytes / token_bytes,
@@ -211,6 +348,79 @@ def _measure(
         eval_seconds=eval_seconds,
         judge_seconds=official.seconds - official.model_seconds,
     )
+    return Scored(measurement=measurement, nats=nats), steady
+
+
+def _canary(predictor: RemotePredictor, question: Question) -> NDArray[np.float64]:
+    """Nats of a window of training text: the same before and after a fixed predictor has scored."""
+    evaluation = question.declared.evaluation
+    rng = np.random.default_rng(_CANARY_SEED)
+    shards = [shard for shard in _training(question.dataset) if len(shard) > 2]
+    text = np.asarray(shards[0][: evaluation.context + 1]) if shards else np.empty(0, np.uint16)
+    if len(text) < 2:
+        text = rng.integers(predictor.vocab_size, size=evaluation.context + 1).astype(np.uint16)
+    return ask_nats(predictor, text[None, :-1].astype(np.int64), np.zeros(1, np.int64), text[1:])
+
+
+def _training(dataset: Dataset) -> list[NDArray[np.uint16]]:
+    return [open_shard(path) for path in dataset.train_shards]
+
+
+def _probe(question: Question, scored: Scored) -> list[RuleResult]:
+    """Results of `_PROBE_RULES`, from a fresh process."""
+    dataset, declared = question.dataset, question.declared
+    rng = np.random.default_rng(question.probe_seed)
+    tokens, found = dataset.val_tokens(), scored.measurement
+    audit = Audit(tokens, scored.nats, declared.evaluation, rng)
+    last: list[RuleResult] = []
+    try:
+        with question.start() as predictor:
+            predictor.budget_s = _patience(found.eval_seconds)
+            if predictor.kind != found.kind:
+                raise PredictorError(f"was {found.kind} when it scored, now is {predictor.kind}")
+            last.append(
+                memory.memorisation(predictor, tokens, _training(dataset), declared.evaluation, rng)
+            )
+            if predictor.kind == "fixed":
+                last.append(
+                    memory.document_splice(
+                        predictor, tokens, scored.nats, dataset.bos_id, declared.evaluation, rng
+                    )
+                )
+                seconds = AUDIT_SHARE * found.eval_seconds + question.audit_seconds
+                audit.fixed(predictor, seconds=seconds)
+            else:
+                said = "an adaptive predictor has learnt from the documents before"
+                last.append(Rule("document-splice").result(True, "does not apply", evidence=said))
+        if found.kind == "adaptive":
+            # The questions above must not have been seen by the process that is asked again.
+            with question.start() as predictor:
+                predictor.budget_s = _patience(found.eval_seconds)
+                audit.adaptive(predictor)
+        results = audit.results()
+    except PredictorError as error:
+        # It answered when it was scored: what it does not answer again, it may not be credited.
+        done = {result.id for result in last}
+        said = f"the predictor that had scored the whole text did not answer again: {error}"
+        results = [
+            Rule(name).result(False, evidence=said, fix="answer every process alike")
+            for name in _PROBE_RULES
+            if name not in (*done, "speed")
+        ]
+    return [
+        *results,
+        *last,
+        memory.speed(found.num_tokens, found.eval_seconds, declared.model),
+    ]
+
+
+def _patience(eval_seconds: float) -> float:
+    """Seconds that further questions may take: far more than an honest predictor needs."""
+    return 60.0 + 4 * eval_seconds
+
+
+def _prove(question: Question, scored: Scored) -> RuleResult:
+    raise NotImplementedError
 
 
 def _num_gpus(track: Track) -> int:

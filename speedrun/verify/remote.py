@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from speedrun.errors import PredictorError, PredictorLostError
+from speedrun.errors import CoverageError, PredictorError, PredictorLostError
 from speedrun.predict import FRAME, MAGIC, PROTOCOL, frame
 from speedrun.verify.sandbox import Cell
 
@@ -43,6 +43,8 @@ class RemotePredictor:
         self.budget_s = budget_s
         self.waited_s = 0.0
         """Seconds spent waiting for the process so far."""
+        self.start_s = 0.0
+        """Those of them that passed until it was ready."""
         self._cell, self._arguments = cell, arguments
         self._received, self._stderr = b"", b""
         self._buffer = np.empty(0, np.float32)
@@ -68,6 +70,7 @@ class RemotePredictor:
         except BaseException:
             self._end()
             raise
+        self.start_s = self.waited_s
         return self
 
     def __exit__(
@@ -95,13 +98,14 @@ class RemotePredictor:
         """See `Predictor.predict`. The result is overwritten by the next call.
 
         Raises
-            PredictorError: no answer, or one of another shape. `bpb` checks the values.
+            PredictorError: no answer. `bpb` checks the values.
+            CoverageError: logits of another shape, or fewer than announced.
         """
         payload = tokens.astype("<i8").tobytes() + scored_from.astype("<i8").tobytes()
         reply = self._exchange(frame({"do": "predict", "shape": list(tokens.shape)}, payload))
         expected = [int((tokens.shape[1] - scored_from).sum()), self.vocab_size]
         if reply.get("shape") != expected:
-            raise PredictorError(f"logits have shape {reply.get('shape')!r}, expected {expected}")
+            raise CoverageError(f"logits have shape {reply.get('shape')!r}, expected {expected}")
         count = expected[0] * expected[1]
         if self._buffer.size < count:
             self._buffer = np.empty(count, np.float32)
@@ -112,7 +116,7 @@ class RemotePredictor:
         while filled < len(raw):
             got = os.preadv(self._store, [raw[filled:]], filled)
             if not got:
-                raise PredictorError(
+                raise CoverageError(
                     f"the predictor wrote {filled:,} bytes of logits, expected {len(raw):,}"
                 )
             filled += got

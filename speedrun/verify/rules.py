@@ -6,6 +6,7 @@ its data cannot tell. `judge` decides which rules are asked.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import stat
@@ -14,24 +15,62 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from speedrun.clock import read_ledger
-from speedrun.config import EvalConfig, RunConfig
+from speedrun.config import EvalConfig, ModelConfig, RunConfig
 from speedrun.data.dataset import Dataset
 from speedrun.errors import DataError, FormatError, SpeedrunError, SubmissionError
 from speedrun.files import sha256_file
 from speedrun.pack.container import read_container
 from speedrun.pack.submission import counted_bytes, read_manifest
 from speedrun.tracks.load import Track
+from speedrun.verify.byte_counts import explain_claim
 from speedrun.verify.verdict import Measurement, RuleResult, Status
+
+Floats = NDArray[np.float64]
 
 REQUIRED = (
     *("submission.json", "README.md", "model.srz", "train_gpt.py"),
     *("manifest.json", "logs/ledger.jsonl"),
 )
-BUDGETED = ("count", "train", "calibrate", "average")
+CONDITIONS = {
+    "C1": "causal: a prediction depends on the artifact and the tokens before it only",
+    "C2": "normalised: one full distribution over the alphabet, fixed before the token is seen",
+    "C3": "score first: only tokens that were scored may change any state",
+    "C4": "one pass: each position counts exactly once, in order",
+    "V5": "metric: nats / ln 2 / bytes of the raw UTF-8 text",
+    "V6": "data: the whole validation split, and none of it in the artifact",
+    "V7": "training fits its budget, with all phases",
+    "V8": "evaluation fits its budget, with all phases",
+    "V9": "size: shipped code and model on disk, in decimal bytes",
+    "V10": "a record is significantly better than the one before it",
+    "V11": "provenance: logs, code, artifact and claim belong together",
+    "V12": "the predictor is of the kind that it declares, fixed or adaptive",
+}
+"""What makes a score valid; every rule is about one of them."""
+_CONDITION = {
+    **dict.fromkeys(("future-flip", "target-flip", "prefix-replay", "proof"), "C1"),
+    **dict.fromkeys(("distribution", "batch-invariance", "stride-invariance"), "C2"),
+    **dict.fromkeys(("repeated-call", "rank-invariance", "state-hash", "text-elsewhere"), "C3"),
+    **dict.fromkeys(("predictor", "coverage"), "C4"),
+    **dict.fromkeys(("metric", "byte-count"), "V5"),
+    **dict.fromkeys(("data", "contents", "memorisation", "document-splice"), "V6"),
+    **{"training-time": "V7", "evaluation-time": "V8", "speed": "V8"},
+    **{"size": "V9", "files": "V9", "container": "V9"},
+    "significance": "V10",
+    **dict.fromkeys(("hashes", "claims", "provenance", "retrain"), "V11"),
+    "kind": "V12",
+}
+BUDGETED = ("count", "train")
 """Phases that change state from training data: they count, whatever a ledger marks them as."""
+CALIBRATING = ("calibrate", "average")
+"""The same where the track's ruling on calibration is on."""
 CLAIM_TOLERANCE_BPB = 1e-4
 """Between the trainer's own score and ours: float rounding of other kernels stays below it."""
+STATE_NATS = 1e-2
+"""Between the same question before and after scoring."""
 MAX_WINDOW_LOGITS = 1 << 29
 """Logits of one window: two GiB of float32."""
 MAX_CALL_TOKENS = 1 << 22
@@ -49,12 +88,24 @@ class Rule:
         if holds:
             why.pop("fix", None)
         status = Status.PASS if holds else Status.FAIL
-        return RuleResult(id=self.id, status=status, measured=measured, limit=limit, **why)
+        return RuleResult(
+            id=self.id,
+            status=status,
+            condition=_CONDITION[self.id],
+            measured=measured,
+            limit=limit,
+            **why,
+        )
 
     def undecided(self, evidence: str, fix: str = "", measured: str = "") -> RuleResult:
         """Neither proven nor broken, as far as this machine can tell."""
         return RuleResult(
-            id=self.id, status=Status.UNDECIDED, evidence=evidence, fix=fix, measured=measured
+            id=self.id,
+            status=Status.UNDECIDED,
+            condition=_CONDITION[self.id],
+            evidence=evidence,
+            fix=fix,
+            measured=measured,
         )
 
 
@@ -125,6 +176,28 @@ def hashes(folder: Path) -> RuleResult:
         "0",
         evidence=_few(changed),
         fix="build the folder again; edit nothing in it by hand",
+    )
+
+
+def same_files(copies: Path, folder: Path, hashes: RuleResult) -> RuleResult:
+    """`hashes` again, if the private copies that run are not the files that were hashed."""
+    try:
+        listed = read_manifest(folder)
+        changed = [
+            path.name
+            for path in sorted(copies.iterdir())
+            if path.name not in listed or sha256_file(path) != listed[path.name].sha256
+        ]
+    except (OSError, SubmissionError) as error:
+        changed = [str(error)]
+    if hashes.status is not Status.PASS or not changed:
+        return hashes
+    return Rule("hashes").result(
+        False,
+        f"{len(changed)} files changed",
+        "0",
+        evidence=f"changed while it was judged: {_few(changed)}",
+        fix="leave the folder alone until the verdict is there",
     )
 
 
@@ -204,7 +277,8 @@ def training_time(folder: Path, track: Track) -> RuleResult:
         phases = read_ledger(folder / "logs" / "ledger.jsonl")
     except (SubmissionError, RecursionError) as error:
         return rule.result(False, evidence=str(error), fix="hand in the ledger as it was written")
-    spent_s = sum(p.seconds for p in phases if p.on_budget or p.name in BUDGETED)
+    budgeted = (*BUDGETED, *CALIBRATING) if track.is_on("calibration") else BUDGETED
+    spent_s = sum(p.seconds for p in phases if p.on_budget or p.name in budgeted)
     trained_s = sum(p.seconds for p in phases if p.name == "train")
     return rule.result(
         trained_s > 0 and spent_s <= track.train_seconds,
@@ -217,28 +291,50 @@ def training_time(folder: Path, track: Track) -> RuleResult:
     )
 
 
-def container(folder: Path) -> tuple[RuleResult, RunConfig | None]:
-    """`model.srz` opens, and the settings in it rebuild a run that can be scored."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declared:
+    """What a `model.srz` says about the predictor that it belongs to."""
+
+    evaluation: EvalConfig
+    vocab_size: int
+    model: ModelConfig | None
+    """The network; None for a predictor of the user's own."""
+
+
+def container(folder: Path) -> tuple[RuleResult, Declared | None]:
+    """`model.srz` opens, and what it says about itself is enough to score it."""
     rule = Rule("container")
     try:
         meta, arrays = read_container((folder / "model.srz").read_bytes())
-        run = RunConfig.from_dict(meta["run"])
-        _check_evaluation(run.evaluation, run.model.vocab_size)
+        if "run" in meta:
+            run = RunConfig.from_dict(meta["run"])
+            declared = Declared(
+                evaluation=run.evaluation, vocab_size=run.model.vocab_size, model=run.model
+            )
+        else:
+            asked = EvalConfig(**meta["evaluation"])
+            declared = Declared(evaluation=asked, vocab_size=meta["vocab_size"], model=None)
+        _check_evaluation(declared.evaluation, declared.vocab_size)
     except (OSError, FormatError) as error:
         return rule.result(False, evidence=str(error), fix="pack the weights again"), None
     except (KeyError, TypeError, AttributeError, SpeedrunError) as error:
         return (
             rule.result(
                 False,
-                evidence=f"model.srz: its settings are not a run: {error!s:.200}",
+                evidence=f"model.srz: its settings cannot be used: {error!s:.200}",
                 fix="pack the weights again, with their recipe",
             ),
             None,
         )
-    return rule.result(True, f"{len(arrays)} arrays, sha256 intact"), run
+    return rule.result(True, f"{len(arrays)} arrays, sha256 intact"), declared
 
 
 def _check_evaluation(evaluation: EvalConfig, vocab_size: int) -> None:
+    if type(vocab_size) is not int or not 2 <= vocab_size <= 65_536:
+        raise FormatError(f"vocab_size {str(vocab_size)[:40]!r}, expected 2 to 65,536")
+    for key in ("context", "stride", "batch_windows"):
+        if type(getattr(evaluation, key)) is not int:
+            raise FormatError(f"evaluation.{key} {str(getattr(evaluation, key))[:40]!r} is no int")
     tokens = evaluation.context * evaluation.batch_windows
     if evaluation.context * vocab_size > MAX_WINDOW_LOGITS or tokens > MAX_CALL_TOKENS:
         raise FormatError(
@@ -278,7 +374,46 @@ def data(folder: Path, track: Track, dataset: Dataset) -> RuleResult:
     )
 
 
-def metric(folder: Path, measurement: Measurement) -> RuleResult:
+def kind(folder: Path, found: str, track: Track) -> RuleResult:
+    """The predictor is of the kind that it was handed in as, and the track allows that kind."""
+    rule = Rule("kind")
+    try:
+        stated = read_claims(folder).get("kind", "fixed")
+    except SubmissionError as error:
+        return rule.undecided(str(error))
+    if found == "adaptive" and not track.is_on("adaptation"):
+        return rule.result(
+            False,
+            found,
+            "fixed",
+            evidence=f"{track.name} does not allow adaptation",
+            fix="be fixed",
+        )
+    return rule.result(
+        stated == found,
+        found,
+        f"{str(stated)[:20]}, as declared",
+        evidence="" if stated == found else "submission.json and the running predictor differ",
+        fix="declare the kind that the predictor has",
+    )
+
+
+def byte_count(dataset: Dataset, track: Track) -> RuleResult:
+    """The denominator is the raw text; how much of it the tokenizer accounts for is shown."""
+    rule = Rule("byte-count")
+    raw, counted = dataset.val_raw_bytes, dataset.val_token_bytes
+    share = counted / raw
+    lost = f"the tokenizer loses text: {raw - counted:,} bytes are credited and never predicted"
+    return rule.result(
+        counted == raw or track.is_on("lossy-tokenizer"),
+        f"{raw:,} bytes of text, {share:.2%} in tokens",
+        "raw UTF-8",
+        evidence="" if counted == raw else lost,
+        fix="take a tokenizer that loses nothing",
+    )
+
+
+def metric(folder: Path, measurement: Measurement, dataset: Dataset) -> RuleResult:
     """The score that the submission claims is the one that the judge measured."""
     rule = Rule("metric")
     try:
@@ -289,20 +424,46 @@ def metric(folder: Path, measurement: Measurement) -> RuleResult:
     if not _is_number(claimed):
         return rule.undecided("no claim to compare with", measured=measured)
     difference = measurement.bpb - float(claimed)  # type: ignore[arg-type]
+    holds = abs(difference) <= CLAIM_TOLERANCE_BPB
+    evidence = f"measured minus claimed: {difference:+.6f} bpb"
+    if not holds and (why := explain_claim(float(claimed), measurement, dataset)):  # type: ignore[arg-type]
+        evidence += f"; {why}"
     return rule.result(
-        abs(difference) <= CLAIM_TOLERANCE_BPB,
+        holds,
         measured,
         f"{claimed:.6f} ± {CLAIM_TOLERANCE_BPB:g}",
-        evidence=f"measured minus claimed: {difference:+.6f} bpb",
+        evidence=evidence,
         fix="claim what `speedrun verify` measures",
     )
 
 
+def state_hash(before: Floats, after: Floats) -> RuleResult:
+    """A fixed predictor answers about another text as it did before it scored.
+
+    Shapes
+        before, after  (n,)  nats of the same targets
+    """
+    rule = Rule("state-hash")
+    digests = [hashlib.sha256(part.tobytes()).hexdigest()[:12] for part in (before, after)]
+    worst = float(np.abs(before - after).max(initial=0.0))
+    return rule.result(
+        worst <= STATE_NATS,
+        f"{digests[1]}, {worst:.2g} nats apart",
+        f"{digests[0]}, {STATE_NATS:g} nats",
+        evidence="" if worst <= STATE_NATS else "the predictor changed while it scored",
+        fix="keep nothing between calls, or declare the predictor adaptive and learn in observe",
+    )
+
+
 def evaluation_time(
-    track: Track, seconds: float, *, finished: bool, comparable: bool
+    track: Track, seconds: float, *, finished: bool, comparable: bool, start_s: float = 0.0
 ) -> RuleResult:
-    """Scoring fits the track's limit; on lesser hardware, being too slow proves nothing."""
+    """Scoring fits the track's limit; on lesser hardware, being too slow proves nothing.
+
+    `start_s` seconds of them are not counted.
+    """
     rule = Rule("evaluation-time")
+    seconds -= start_s
     measured, limit = f"{seconds:.1f} s", f"{track.eval_seconds:.1f} s"
     if seconds < track.eval_seconds:
         if finished:

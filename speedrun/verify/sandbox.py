@@ -128,11 +128,12 @@ class Cell:
         self.store = self._folder / "logits"
         """File on shared memory that takes the logits of one call."""
         self.store.touch()
-        self._files = self._folder / "files"
-        self._files.mkdir()
+        self.files = self._folder / "files"
+        """Private copies of the counted files: what runs."""
+        self.files.mkdir()
         for name in COUNTED:
             try:
-                shutil.copyfile(submission / name, self._files / name)
+                shutil.copyfile(submission / name, self.files / name)
             except OSError as error:
                 self.close()
                 raise SubmissionError(f"{submission / name}: cannot be read: {error}") from error
@@ -164,7 +165,7 @@ class Cell:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
-            cwd=self._files,
+            cwd=self.files,
             env={
                 "PATH": "/usr/local/bin:/usr/bin:/bin",
                 "LANG": "C.UTF-8",
@@ -178,7 +179,7 @@ class Cell:
     def _bubblewrap(self) -> list[str]:
         return [
             *_isolation(),
-            *("--ro-bind", str(self._files), "/judged", "--chdir", "/judged"),
+            *("--ro-bind", str(self.files), "/judged", "--chdir", "/judged"),
             *("--bind", str(self.store), "/logits"),
         ]
 

@@ -17,7 +17,9 @@ from rich.text import Text
 from speedrun.errors import RecordError
 from speedrun.files import write_atomic
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+RULES_VERSION = 2
+"""Of what `verify` asks; a verdict of other rules is not comparable in what it proves."""
 
 
 class Status(StrEnum):
@@ -34,6 +36,8 @@ class RuleResult:
 
     id: str
     status: Status
+    condition: str = ""
+    """Which of the conditions C1 to V12 it is about; `rules.CONDITIONS` has them in words."""
     measured: str = ""
     limit: str = ""
     evidence: str = ""
@@ -76,6 +80,11 @@ class Verdict:
     machine: str
     results: tuple[RuleResult, ...]
     measurement: Measurement | None = None
+    switches: dict[str, bool] = dataclasses.field(default_factory=dict)
+    """The track's rulings that change what is asked."""
+    probe_seed: int | None = None
+    """Chose what was asked again; drawn after the predictor had answered."""
+    rules_version: int = RULES_VERSION
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -131,12 +140,13 @@ def print_verdict(verdict: Verdict, console: Console) -> None:
     colours = {Status.PASS: "green", Status.FAIL: "bold red", Status.UNDECIDED: "yellow"}
     title = Text(f"{verdict.submission} on {verdict.track} v{verdict.track_version}")
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("rule", "", "measured", "limit"):
+    for heading in ("", "rule", "", "measured", "limit"):
         table.add_column(heading, overflow="fold")
     # Text, not markup: names and numbers come from the submission.
     for result in verdict.results:
         status = Text(result.status, style=colours[result.status])
-        table.add_row(Text(result.id), status, Text(result.measured), Text(result.limit))
+        names = (Text(result.condition, style="dim"), Text(result.id))
+        table.add_row(*names, status, Text(result.measured), Text(result.limit))
     console.print(table)
     for result in verdict.results:
         if result.status is not Status.PASS:

@@ -17,6 +17,7 @@ import speedrun.predict
 from speedrun.bpb import score
 from speedrun.clock import Ledger, Phase
 from speedrun.config import EvalConfig, ModelConfig, RunConfig
+from speedrun.errors import DataError
 from speedrun.pack.container import Section, write_container
 from speedrun.pack.submission import SubmissionFacts, write_submission
 from speedrun.tracks.load import Track
@@ -37,12 +38,18 @@ class Text:
     fingerprint: str = "f" * 64
     val_raw_bytes: int = 5_000
     val_token_bytes: int = 4_000
+    bos_id: int = VOCAB - 1
+    train_shards: tuple[Path, ...] = ()
+    manifest: None = None
 
     def val_tokens(self) -> np.ndarray:
         return self.tokens
 
     def verify_validation(self) -> None:
         pass
+
+    def tokenizer(self) -> None:
+        raise DataError("numbers only, no text")
 
 
 class Bigram:
@@ -127,7 +134,8 @@ class Bench:
             ledger.append(phase)
         (self.folder / "train.log").write_text("step:1/1 train_loss:2.0\n")
         facts = SubmissionFacts(
-            name=run.name, seed=run.seed, author="Ada", date="2026-01-02", val_bpb=self.true_bpb if claim is None else claim,
+            name=run.name, seed=run.seed, author="Ada", date="2026-01-02",
+            val_bpb=self.true_bpb if claim is None else claim,
             val_loss=1.0, step_stop=10, wallclock_seconds=59.5, eval_time_seconds=1.0,
             model_params=64, hardware="any CPU", pytorch_version="2.13.0",
             data_fingerprint=self.text.fingerprint,
