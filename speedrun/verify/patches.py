@@ -1,10 +1,13 @@
 """What turns one byte string into a similar one: the little that a lossy tokenizer drops.
 
-A patch list is a sequence of (bytes to keep, bytes to leave out, bytes to put in), all lengths as
-LEB128 numbers; whatever is left after the last patch is kept.
+A patch keeps some bytes, leaves out some and puts in others; what is left after the last is kept.
+Stored are, kind by kind because like things compress together: how many patches there are, all
+numbers of bytes to keep, all to leave out, all to put in (LEB128), and all bytes to put in.
 """
 
 from __future__ import annotations
+
+from itertools import chain
 
 from speedrun.errors import FormatError
 
@@ -49,17 +52,22 @@ def make_patches(found: bytes, wanted: bytes) -> bytes:
     """
     end = _common(found[::-1], 0, wanted[::-1], 0)
     found, wanted = found[: len(found) - end], wanted[: len(wanted) - end]
-    patches = bytearray()
+    patches: list[tuple[int, int, int]] = []
+    added = bytearray()
     at, to, kept = 0, 0, 0  # places in found and wanted, and since when they have agreed
     while True:
         same = _common(found, at, wanted, to)
         at, to, kept = at + same, to + same, kept + same
         if at == len(found) and to == len(wanted):
-            return bytes(patches)
+            break
         left_out, put_in = _next_agreement(found, at, wanted, to)
-        patches += write_number(kept) + write_number(left_out) + write_number(put_in)
-        patches += wanted[to : to + put_in]
+        patches.append((kept, left_out, put_in))
+        added += wanted[to : to + put_in]
         at, to, kept = at + left_out, to + put_in, 0
+    if not patches:
+        return b""
+    columns = [len(patches), *chain.from_iterable(zip(*patches, strict=True))]
+    return b"".join(map(write_number, columns)) + added
 
 
 def apply_patches(found: bytes, patches: bytes, limit_bytes: int) -> bytes:
@@ -68,17 +76,24 @@ def apply_patches(found: bytes, patches: bytes, limit_bytes: int) -> bytes:
     Raises
         FormatError: they do not fit, or the result would be longer than the limit.
     """
-    result, at, place = bytearray(), 0, 0
-    while place < len(patches):
-        kept, place = read_number(patches, place)
-        left_out, place = read_number(patches, place)
-        put_in, place = read_number(patches, place)
-        if at + kept + left_out > len(found) or place + put_in > len(patches):
-            raise FormatError("patches reach beyond the text; the file is damaged")
+    if not patches:
+        return found
+    count, place = read_number(patches, 0)
+    if 3 * count > len(patches) - place:
+        raise FormatError(f"{count:,} patches do not fit into {len(patches):,} bytes")
+    numbers = []
+    for _ in range(3 * count):
+        number, place = read_number(patches, place)
+        numbers.append(number)
+    keeps, leaves, puts = numbers[:count], numbers[count : 2 * count], numbers[2 * count :]
+    if sum(keeps) + sum(leaves) > len(found) or sum(puts) != len(patches) - place:
+        raise FormatError("patches do not fit the text; the file is damaged")
+    if len(found) - sum(leaves) + sum(puts) > limit_bytes:
+        raise FormatError(f"the text has more than {limit_bytes:,} bytes")
+    result, at = bytearray(), 0
+    for kept, left_out, put_in in zip(keeps, leaves, puts, strict=True):
         result += found[at : at + kept] + patches[place : place + put_in]
         at, place = at + kept + left_out, place + put_in
-    if len(result) + len(found) - at > limit_bytes:
-        raise FormatError(f"the text has more than {limit_bytes:,} bytes")
     return bytes(result + found[at:])
 
 

@@ -42,10 +42,12 @@ def test_a_change_is_these_bytes():
         b"x" * 200 + b" and so on, and so forth",
         b"x" * 200 + b"\nand so on, and so forth",
     )
-    assert make_patches(found, wanted) == b"\xc8\x01\x01\x01\n"
-    assert make_patches(wanted + b"end", wanted) == bytes([0xE0, 0x01, 3, 0])
-    assert make_patches(b"", b"abc") == b"\0\0\3abc"
-    assert make_patches(b"abc", b"") == b"\0\3\0"
+    assert make_patches(found, wanted) == b"\1\xc8\1\1\1\n"
+    assert make_patches(wanted + b"end", wanted) == b"\1\xe0\1\3\0"
+    assert make_patches(b"", b"abc") == b"\1\0\0\3abc"
+    assert make_patches(b"abc", b"") == b"\1\0\3\0"
+    far = b" so far and so good "
+    assert make_patches(b"1" + far + b"2", b"3" + far + b"45") == bytes([2, 0, 20, 1, 1, 1, 2]) + b"345"
     assert make_patches(b"abc", b"abc") == b""
 
 
