@@ -47,7 +47,10 @@ def test_a_change_is_these_bytes():
     assert make_patches(b"", b"abc") == b"\1\0\0\3abc"
     assert make_patches(b"abc", b"") == b"\1\0\3\0"
     far = b" so far and so good "
-    assert make_patches(b"1" + far + b"2", b"3" + far + b"45") == bytes([2, 0, 20, 1, 1, 1, 2]) + b"345"
+    assert (
+        make_patches(b"1" + far + b"2", b"3" + far + b"45")
+        == bytes([2, 0, 20, 1, 1, 1, 2]) + b"345"
+    )
     assert make_patches(b"abc", b"abc") == b""
 
 
