@@ -33,15 +33,15 @@ VALIDATION_TOKENS = 300_000
 """Validation targets that are looked up."""
 SPLICE_SHARE = 0.3
 """By how much more a document may cost when it follows another one than in the split."""
-SURE = 6.0
-"""Standard errors beyond which a difference of means is no accident (p < 1e-8)."""
+SURE = 5.0
+"""Standard errors beyond which a difference of means is no accident."""
 NUM_DOCUMENTS = 24
 NUM_WINDOWS = 24
 """Windows of training text that a fixed predictor is asked for, at least."""
-NUM_TARGETS = 4_096
+NUM_TARGETS = 32_768
 """Targets in them, at least."""
-CLUSTER = 256
-"""Targets whose mean counts as one observation: neighbours are alike."""
+CLUSTER = 1_024
+"""Targets of a running text whose mean counts as one observation: neighbours are alike."""
 MIN_CLUSTERS = 6
 SPEED_SLACK = 3.0
 """The peak of a busy machine is measured too low; by no more than this."""
@@ -83,7 +83,7 @@ def memorisation(
     if not reference:
         return rule.undecided("no training text here to compare with", "fetch training shards")
     if predictor.kind == "fixed":
-        known_grams, known_nats = _ask_windows(predictor, reference, length, evaluation, rng)
+        known_grams, known_nats, size = _ask_windows(predictor, reference, length, evaluation, rng)
         start = int(rng.integers(max(1, len(nats) - VALIDATION_TOKENS)))
         stop = start + VALIDATION_TOKENS
     else:
@@ -91,12 +91,12 @@ def memorisation(
         known_nats = np.empty(len(stream) - 1)
         how = dataclasses.asdict(evaluation)
         score(predictor, stream, num_bytes=1, keep=known_nats, **how)
-        known_grams = _grams(stream)
+        known_grams, size = _grams(stream), CLUSTER
         start, stop = 0, len(known_nats)  # as far as both have learnt as much
     held_grams, held_nats = _grams(tokens[start : stop + 1]), nats[start:stop]
     counts = _count_grams(np.concatenate([known_grams, held_grams]), reference)
-    known = _means(known_nats, counts[: len(known_grams)] <= 1)
-    held_out = _means(held_nats, counts[len(known_grams) :] == 0)
+    known = _means(known_nats, counts[: len(known_grams)] <= 1, size)
+    held_out = _means(held_nats, counts[len(known_grams) :] == 0, CLUSTER)
     if min(len(known), len(held_out)) < MIN_CLUSTERS:
         return rule.result(True, "does not apply", evidence="hardly any target is new")
     gap = float(known.mean() - held_out.mean())
@@ -117,8 +117,8 @@ def _ask_windows(
     length: int,
     evaluation: EvalConfig,
     rng: np.random.Generator,
-) -> tuple[NDArray[np.uint64], Floats]:
-    """N-grams and nats of targets in random windows of training text."""
+) -> tuple[NDArray[np.uint64], Floats, int]:
+    """N-grams and nats of targets in random windows of training text, and how many each has."""
     # Strides of a few tokens would need thousands of windows for as many targets.
     stride = max(evaluation.stride, min(64, length // 8))
     scored = max(0, length - stride)
@@ -131,14 +131,14 @@ def _ask_windows(
         inputs = text[None, :-1].astype(np.int64)
         nats.append(ask_nats(predictor, inputs, np.array([scored]), text[1 + scored :]))
         grams.append(_grams(text)[scored:])
-    return np.concatenate(grams), np.concatenate(nats)
+    return np.concatenate(grams), np.concatenate(nats), length - scored
 
 
-def _means(nats: Floats, is_new: NDArray[np.bool_]) -> Floats:
-    """Mean nats of the new targets of each stretch of `CLUSTER` targets."""
-    cuts = range(CLUSTER, len(nats), CLUSTER)
+def _means(nats: Floats, is_new: NDArray[np.bool_], size: int) -> Floats:
+    """Mean nats of the new targets of each stretch of `size` targets that has some."""
+    cuts = range(size, len(nats), size)
     parts = zip(np.split(nats, cuts), np.split(is_new, cuts), strict=True)
-    return np.array([part[mask].mean() for part, mask in parts if mask.sum() >= CLUSTER // 32])
+    return np.array([part[mask].mean() for part, mask in parts if mask.sum() >= 4])
 
 
 def _grams(text: Tokens) -> NDArray[np.uint64]:
