@@ -129,7 +129,8 @@ def _ask_windows(
     stride = max(evaluation.stride, min(64, length // 8))
     scored = max(0, length - stride)
     sizes = np.array([len(shard) for shard in shards], dtype=np.float64)
-    grams, nats = [], []
+    grams: list[NDArray[np.uint64]] = []
+    nats: list[Floats] = []
     ends, most = time.perf_counter() + seconds, -(-MAX_TARGETS // stride)
     while len(nats) < max(NUM_WINDOWS, NUM_TARGETS // stride) or (
         len(nats) < most and time.perf_counter() < ends
