@@ -31,7 +31,7 @@ from types import TracebackType
 from speedrun.errors import SpeedrunError, SubmissionError
 from speedrun.files import sha256_file
 from speedrun.verify import view
-from speedrun.verify.library import stand_in
+from speedrun.verify.library import stand_in, twins
 from speedrun.verify.store import Store
 from speedrun.verify.syscalls import filter_program
 from speedrun.verify.watch import Allowance, Watch, end_family, tasks_of_user
@@ -282,8 +282,10 @@ class Cell:
                 f"a submission's code runs in a sandbox only, and {self._reason}; to run it with "
                 "limits but without walls, pass --allow-unsandboxed"
             )
-        self._hidden = tuple(hidden_documents)
-        self._library = Path() if self._reason else stand_in(self._hidden)
+        self._library, self._blanked = Path(), list[Path]()
+        if not self._reason:
+            self._library = stand_in(hidden_documents)
+            self._blanked = twins(hidden_documents)
         self._folder = Path(tempfile.mkdtemp(prefix="speedrun-judge-"))
         self.files = self._folder / "files"
         """The private copies: what really runs."""
@@ -318,7 +320,7 @@ class Cell:
                 cwd, scratch = folder / "judged", str(_make_folder(folder / "tmp"))
                 _copy_counted(self.files, cwd)
             else:
-                room = _room(self._walls, self.limits, self._library, self._hidden, self.files)
+                room = _room(self._walls, self.limits, self._library, self._blanked, self.files)
             popen = _start(
                 self._walls,
                 self.limits,
@@ -398,7 +400,7 @@ def _room(
     walls: Walls,
     limits: Limits,
     library: Path,
-    hidden_documents: Sequence[str] = (),
+    blanked: Sequence[Path] = (),
     files: Path | None = None,
 ) -> list[str]:
     """A bwrap command up to the program that it runs."""
@@ -414,7 +416,7 @@ def _room(
         command += ["--perms", "1777"]
         command += ["--size", str(limits.scratch_bytes)] if _knows("--size") else []
         command += ["--tmpfs", folder]
-    command += view.machine(library, devices=limits.devices, hidden_documents=hidden_documents)
+    command += view.machine(library, devices=limits.devices, blanked=blanked)
     if files is not None:
         command += ["--ro-bind", str(files), "/judged", "--chdir", "/judged"]
     command += ["--remount-ro", "/dev", "--remount-ro", "/"]
