@@ -98,16 +98,16 @@ def package_folders() -> list[Path]:
 def twins(hidden_documents: Sequence[str]) -> list[Path]:
     """Files of installed packages that say much of what a hidden document says.
 
-    Old and new versions of library modules are installed under other names: `setuptools._distutils`
-    is one. A twin has the file name of a document and a fifth of its long lines. The frameworks
-    themselves are not searched: they have to work.
+    Other versions of library modules are installed under other names: `setuptools._distutils` is
+    one. A twin has the file name of a document and a quarter of its long lines, and is not imported
+    by the frameworks, which have to work.
     """
     library = stdlib.library_folder()
     ids = sorted({name for name in hidden_documents if name.endswith(".py")})
-    installed = sorted(
-        f"{found.name} {found.version}" for found in importlib.metadata.distributions()
-    )
-    state = [sys.version, stdlib.file_state(library), ids, installed]
+    if not ids:
+        return []
+    folders = [(str(folder), folder.stat().st_mtime_ns) for folder in package_folders()]
+    state = [_LAYOUT, sys.version, stdlib.file_state(library), ids, folders]
     memo = cache_folder() / f"twins-{_digest(state)}.json"
     with suppress(OSError, ValueError):
         return [Path(name) for name in json.loads(memo.read_bytes())]
