@@ -39,13 +39,27 @@ def show(path: Path, *, inside: str = "", option: str = "--ro-bind") -> list[str
 
 
 def machine(
-    stand_in: Path, *, devices: Sequence[str] = (), blanked: Sequence[Path] = ()
+    stand_in: Path,
+    *,
+    devices: Sequence[str] = (),
+    blanked: Sequence[Path] = (),
+    shown: Sequence[Path] = (),
+    out: Path | None = None,
 ) -> list[str]:
-    """Arguments that show this machine's system and Python, the named devices, and blank files.
+    """Arguments that show this machine's system and Python, and what else is named.
 
-    `stand_in` comes from `library.stand_in`, `blanked` from `library.twins`.
+    Args:
+        stand_in: From `library.stand_in`.
+        devices: Device files.
+        blanked: Files to show without content, from `library.twins`.
+        shown: More files and folders, in their own places.
+        out: A folder to write to, in its own place.
     """
     arguments = list(_machine(stand_in))
+    for path in shown:
+        arguments += show(path.absolute(), inside=str(path.absolute()))
+    if out is not None:
+        arguments += show(out.absolute(), inside=str(out.absolute()), option="--bind")
     for file in blanked:
         arguments += show(Path("/dev/null"), inside=str(file))
     for name in _SYS if devices else _SYS_OF_A_PROCESSOR:

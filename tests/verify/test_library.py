@@ -15,7 +15,8 @@ from speedrun.data import stdlib
 from speedrun.errors import SubmissionError
 from speedrun.verify import library
 from speedrun.verify.library import stand_in, twins
-from speedrun.verify.sandbox import Cell, why_unsandboxed
+from speedrun.verify.sandbox import Cell
+from speedrun.verify.walls import why_unsandboxed
 
 SOURCE = {
     "needed.py": '"""Needed says."""\n\n# a comment\nx = 1\n\n\ndef f():\n    """f says."""\n',

@@ -13,9 +13,10 @@ import pytest
 
 import speedrun
 from speedrun.errors import SubmissionError
-from speedrun.verify import sandbox
+from speedrun.verify import sandbox, view, walls
 from speedrun.verify.library import stand_in
-from speedrun.verify.sandbox import Cell, Limits, Walls, best_walls, why_unsandboxed
+from speedrun.verify.sandbox import Cell, Limits
+from speedrun.verify.walls import Walls, why_unsandboxed
 
 needs_bubblewrap = pytest.mark.skipif(bool(why_unsandboxed()), reason=why_unsandboxed() or "-")
 
@@ -124,17 +125,54 @@ def test_processes_of_one_cell_share_nothing_but_the_files(tmp_path: Path) -> No
         assert one.store.path != two.store.path
 
 
+@pytest.mark.parametrize("kind", ["walls", "no walls"])
+def test_more_can_be_shown_and_one_folder_can_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    if kind == "no walls":
+        monkeypatch.setattr(sandbox, "best_walls", lambda: (Walls.NONE, "there is none"))
+    elif why_unsandboxed():
+        pytest.skip(why_unsandboxed())
+    data, folder = tmp_path / "data", tmp_path / "submission"
+    data.mkdir()
+    folder.mkdir()
+    (data / "train.bin").write_text("train")
+    (data / "val.bin").write_text("val")
+    (folder / "model.srz").touch()
+    (folder / "train_gpt.py").write_text(
+        "import os, sys, time\n"
+        "data, out = sys.argv[1:3]\n"
+        "print(open(f'{data}/train.bin').read(), os.path.exists(f'{data}/val.bin'))\n"
+        "open(f'{out}/model', 'w').write('made')\n"
+        "sys.stdout.flush()\n"
+        "for number in range(int(sys.argv[3])):\n"
+        "    open(f'{out}/{number}', 'wb').write(bytes(100_000))\n"
+        "    time.sleep(0.01)\n"
+    )
+    limits = Limits(out_bytes=1_000_000)
+    with Cell(folder, limits=limits, allow_unsandboxed=True) as cell:
+        for files, said in ((0, ""), (1_000, "bytes, 1,000,000 are allowed")):
+            out = tmp_path / f"out{files}"
+            out.mkdir()
+            words = ["train_gpt.py", str(data), str(out), str(files)]
+            with cell.start(words, shown=[data / "train.bin"], out=out) as process:
+                text, _ = process.popen.communicate(timeout=60)
+            assert text.decode().split() == ["train", str(kind == "no walls")]
+            assert (out / "model").read_text() == "made"
+            assert said in process.ended_for and bool(said) == bool(process.ended_for)
+
+
 @pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 def test_an_old_bubblewrap_is_given_only_what_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = sandbox._room(Walls.NAMESPACE, Limits(), stand_in())
-    assert {"--perms", "--size", "--disable-userns"} <= {*known}
-    monkeypatch.setattr(sandbox, "_knows", lambda option: False)
-    room = sandbox._room(Walls.NAMESPACE, Limits(), stand_in())
-    assert not {"--perms", "--size", "--disable-userns"} & {*room}
-    assert "1777" not in room and "0755" not in room
-    if best_walls()[0] is not Walls.NONE:
-        done = subprocess.run([*room, "--", sys.executable, "-I", "-S", "-c", "print(1)"])
-        assert done.returncode == 0
+    visible = view.machine(stand_in())
+    assert {"--perms", "--size", "--disable-userns"} <= {
+        *walls.room(Walls.NAMESPACE, visible, scratch_bytes=1)
+    }
+    monkeypatch.setattr(walls, "_knows", lambda option: False)
+    room = walls.room(Walls.NAMESPACE, visible, scratch_bytes=1)
+    assert not {"--perms", "--size", "--disable-userns", "1777", "0755"} & {*room}
+    if not why_unsandboxed():
+        subprocess.run([*room, "--", sys.executable, "-I", "-S", "-c", ""], check=True)
 
 
 AS_USER = """
@@ -148,7 +186,8 @@ exec setpriv --reuid 12345 --regid 12345 --clear-groups --inh-caps=-all "$@"
 BY_USER = """
 import sys
 from pathlib import Path
-from speedrun.verify.sandbox import Cell, best_walls
+from speedrun.verify.sandbox import Cell
+from speedrun.verify.walls import best_walls
 with Cell(Path(sys.argv[1])) as cell, cell.start(["train_gpt.py"]) as process:
     out, err = process.popen.communicate(timeout=60)
     sys.stderr.buffer.write(err)
