@@ -16,7 +16,7 @@ PACKAGE = Path(speedrun.__file__).parent
 
 FLOORS = (
     {"errors", "__init__"},  # the ground: everybody stands on it
-    {"clock", "ranks", "files", "settings", "units", "hardware"},
+    {"clock", "ranks", "files", "settings", "units", "hardware", "stats"},
     {"config", "tracks", "corpora"},
     {"kernels", "recipes"},
     {"data", "model", "optim", "quant"},

@@ -62,6 +62,7 @@ def pack(
     from speedrun.cli.packing import pack_run
     from speedrun.data.corpus import open_corpus
     from speedrun.errors import ConfigError, DataError
+    from speedrun.train.log import RunLog
     from speedrun.units import parse_size
 
     for text in overrides:
@@ -84,6 +85,7 @@ def pack(
         out=out or run / "submission",
         cap_bytes=cap_bytes,
         author=author,
+        log=RunLog(run),
     )
     if as_json:
         facts = {

@@ -6,6 +6,7 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -23,7 +24,9 @@ class Level(StrEnum):
 
 
 def verify(
-    submission: Path | None = typer.Argument(None, metavar="SUBMISSION", help="Submission folder."),
+    submissions: list[Path] | None = typer.Argument(
+        None, metavar="SUBMISSION", help="Submission folders: one, or one for each seed."
+    ),
     level: Level = typer.Option(
         Level.score,
         help="static reads files, score also runs the model, probe asks a fresh "
@@ -50,31 +53,48 @@ def verify(
     allow_unsandboxed: bool = typer.Option(
         False, "--allow-unsandboxed", help="Run code that is not yours without bubblewrap."
     ),
-    as_json: bool = typer.Option(False, "--json", help="Print the verdict as JSON."),
+    retrain: bool = typer.Option(
+        False, "--retrain", help="Also run its own training again and compare the score."
+    ),
+    spread: float | None = typer.Option(
+        None, metavar="BPB", help="Standard deviation over seeds that --retrain allows for."
+    ),
+    against: str = typer.Option(
+        "", metavar="RECORD|BPB,BPB", help="Test against a record: its folder, or its scores."
+    ),
+    runs: Path | None = typer.Option(
+        None, metavar="FOLDER", help="Table of local runs. Default: where the submissions lie."
+    ),
+    as_json: bool = typer.Option(
+        False, "--json", help="Print the verdict as JSON; of several, an array."
+    ),
 ) -> None:
     """Judge a submission: every rule, and its score measured in a sandbox.
 
+    Several are judged one by one and then together, as seeds of one recipe.
     With --logs nothing is run: the logs and submission.json of a record, or of
     all records below a folder, are checked against each other and the rules.
-    Exit code 0 passed, 1 a rule is broken, 2 could not be decided.
+    Exit code 0 passed, 1 a rule is broken, 2 could not be decided: the worst.
     """
-    if (submission is None) == (logs is None):
+    if bool(submissions) == (logs is not None):
         what = "give SUBMISSION or --logs PATH, not both"
-        raise typer.BadParameter(what if submission else "Missing argument 'SUBMISSION'")
+        raise typer.BadParameter(what if submissions else "Missing argument 'SUBMISSION'")
     if logs is not None:
         raise typer.Exit(audit_logs(logs, track=track, out=out, as_json=as_json))
-    assert submission is not None
+    assert submissions
     from rich.console import Console
 
+    from speedrun.cli import seeds
     from speedrun.data.corpus import open_corpus
     from speedrun.errors import DataError
+    from speedrun.files import write_atomic
     from speedrun.tracks.load import load_track
     from speedrun.verify.judge import verify_submission
-    from speedrun.verify.verdict import print_verdict, write_verdict
+    from speedrun.verify.verdict import print_verdict
 
-    chosen = load_track(track or claimed_track(submission))
+    chosen = load_track(track or claimed_track(submissions[0]))
     dataset = None
-    if level is not Level.static:
+    if level is not Level.static or retrain:
         try:
             dataset = open_corpus(data or chosen.corpus, echo=say_aside)
         except DataError as error:
@@ -83,23 +103,50 @@ def verify(
             say_aside(f"the corpus of track {chosen.name} is not here: {error}")
     if proof_tokens != "all" and not (proof_tokens.isdecimal() and int(proof_tokens) > 0):
         raise typer.BadParameter(f"{proof_tokens!r} is neither a number above 0 nor 'all'")
-    verdict = verify_submission(
-        submission,
-        chosen,
-        dataset,
-        level=level.value,
-        allow_unsandboxed=allow_unsandboxed,
-        probe_seed=probe_seed,
-        proof_tokens=None if proof_tokens == "all" else int(proof_tokens),
-        progress=_show,
-    )
+    standing = seeds.read_standing(against, chosen, dataset) if against else None
+    verdicts = [
+        verify_submission(
+            submission,
+            chosen,
+            dataset,
+            level=level.value,
+            allow_unsandboxed=allow_unsandboxed,
+            probe_seed=probe_seed,
+            proof_tokens=None if proof_tokens == "all" else int(proof_tokens),
+            progress=_show,
+        )
+        for submission in submissions
+    ]
+    if retrain:
+        verdicts = seeds.retrain_each(
+            submissions,
+            verdicts,
+            chosen,
+            dataset,
+            standing=standing,
+            spread=spread,
+            allow_unsandboxed=allow_unsandboxed,
+            show=_show,
+        )
+    together = None
+    if len(submissions) > 1 or against:
+        together = seeds.judge_together(
+            submissions, verdicts, chosen, against=bool(against), standing=standing, runs=runs
+        )
+    found: list[Any] = [verdict.to_dict() for verdict in verdicts]
+    text = json.dumps([*found, together.to_dict()] if together else found[0], indent=2)
     if out is not None:
-        write_verdict(verdict, out)
+        write_atomic(out, f"{text}\n".encode())
     if as_json:
-        print(json.dumps(verdict.to_dict(), indent=2))
+        print(text)
     else:
-        print_verdict(verdict, Console())
-    raise typer.Exit(verdict.exit_code)
+        for submission, verdict in zip(submissions, verdicts, strict=True):
+            if together is not None:
+                print(submission)
+            print_verdict(verdict, Console())
+        if together is not None:
+            seeds.print_together(together, submissions, Console())
+    raise typer.Exit((together or verdicts[0]).exit_code)
 
 
 def claimed_track(submission: Path) -> str:

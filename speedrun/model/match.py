@@ -10,7 +10,7 @@ network's distribution. Nothing but earlier tokens of the same document is read.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -105,9 +105,9 @@ class MatchHead(nn.Module):
             asked      (N,)    int64, positions b * T + t in rising order
             result     (N, V)  float32
         """
-        device, chosen = logits_NV.device, torch.from_numpy(asked)
-        facts = index.evidence()
-        evidence = Evidence(*(fact[chosen].to(device) for fact in facts))
+        device = logits_NV.device
+        facts = index.evidence(asked)
+        evidence = Evidence(*(fact.to(device) for fact in facts))
         discount_M = self.discount.sigmoid()
         log_gate_NE = self._log_gate(
             logits_NV,
@@ -123,11 +123,13 @@ class MatchHead(nn.Module):
         vocab_size = logits_NV.size(1)
         left_NM = _left(evidence.total, evidence.distinct, discount_M)
         # A window of one repeated token has N * N / 2 occurrences: a piece has a bounded number.
-        votes = np.cumsum(facts.total[:, 0].numpy()[asked], dtype=np.int64)
+        votes = np.cumsum(facts.total[:, 0].numpy(), dtype=np.int64)
         cuts = np.searchsorted(votes, np.arange(VOTES_AT_ONCE, votes[-1:].sum(), VOTES_AT_ONCE))
         for first, piece in zip([0, *cuts.tolist()], np.split(asked, cuts), strict=True):
             for m in range(self.num_lengths):
                 owners, followers, is_first, latest = index.votes(m, piece)
+                if not len(owners):  # nor will a longer suffix have occurred
+                    break
                 rows = torch.from_numpy(owners + first).to(device)
                 share = (gate_NE[:, 1 + m] / left_NM[:, m])[rows]
                 weight = share * (1 - discount_M[m] * torch.from_numpy(is_first).to(device))
@@ -198,10 +200,10 @@ class MatchIndex:
         """How many earlier members each position's group has, for each length; a column more."""
         self._members: list[Ints] = []
         """Positions group by group, each group in the order of the text."""
-        column = np.tile(np.arange(self.shape[1]), self.shape[0])
+        self._column = np.tile(np.arange(self.shape[1]), self.shape[0])
         members = np.arange(size)
         for m in range(num_lengths + 1):
-            members = members[column[members] >= m]
+            members = members[self._column[members] >= m]
             key = number[members] << token_bits | tokens[members - m]
             # Position in the low bits: sorting plain integers is several times as fast as argsort.
             ordered = np.sort(key << position_bits | members)
@@ -215,20 +217,29 @@ class MatchIndex:
             self._members.append(members)
             self._ranks[m, members] = np.arange(len(members)) - np.flatnonzero(begins)[group]
 
-    def evidence(self) -> Evidence:
-        """Facts of every position, windows one after the other."""
+    def evidence(self, asked: Ints | None = None) -> Evidence:
+        """Facts of positions b * T + t in rising order, by default of all."""
+        length = self.shape[1] - 1
+        asked = np.arange(self.shape[0] * length) if asked is None else asked
+        # What lies before every asked position's record does not matter to any of them.
+        since = max(0, int((asked % length).min(initial=length)) - MEMORY_TOKENS)
         total, hits = self._ranks[:-1, :-1], self._ranks[1:, 1:]
         distinct, repeats, record = np.zeros((3, *total.shape), dtype=np.float32)
         for m, members in enumerate(self._members[:-1]):
             rank = total[m, members]
             before = np.concatenate([[0], np.cumsum(hits[m, members] == 0)])
-            later = np.flatnonzero(rank)
+            later = np.flatnonzero((rank > 0) & (self._column[members] >= since))
             here, latest = members[later], members[later - 1]
             distinct[m, here] = before[later] - before[later - rank[later]]
             repeats[m, here] = self._followers[here] == self._followers[latest]
             record[m, here] = 2 * repeats[m, here] - 1
-        facts = (total, distinct, self._success(record), hits, repeats)
-        return Evidence(*(self._by_position(fact) for fact in facts))
+        success = np.zeros_like(record)
+        windows = (self.num_lengths, *self.shape)
+        success.reshape(windows)[..., since:] = _success(record.reshape(windows)[..., since:])
+        places = self._places(asked)
+        facts = (total, distinct, success, hits, repeats)
+        columns = (np.ascontiguousarray(fact[:, places].T, dtype=np.float32) for fact in facts)
+        return Evidence(*map(torch.from_numpy, columns))
 
     def votes(self, m: int, asked: Ints) -> tuple[Ints, Ints, NDArray[np.float32], Ints]:
         """Every earlier occurrence of the asked positions' suffixes of m + 1 tokens.
@@ -237,7 +248,7 @@ class MatchIndex:
         and 1 where it is the first with this follower; and for each asked position the follower of
         the latest occurrence, -1 without one.
         """
-        asked = asked + asked // (self.shape[1] - 1)
+        asked = self._places(asked)
         members, rank = self._members[m], self._ranks[m, asked]
         place = np.zeros(len(self._followers), dtype=np.int64)
         place[members] = np.arange(len(members))
@@ -248,22 +259,21 @@ class MatchIndex:
         latest[rank > 0] = self._followers[members[place[asked[rank > 0]] - 1]]
         return owners, self._followers[earlier], is_first.astype(np.float32), latest
 
-    def _success(self, record: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Decaying mean of the records before each position, within its window."""
-        windows = record.reshape(self.num_lengths, *self.shape)
-        mean = np.zeros_like(windows)
-        mean[..., 1:] = (1 - MEMORY) * windows[..., :-1]
-        reach = 1
-        while reach < MEMORY_TOKENS:  # doubles how far back it looks
-            mean[..., reach:] += np.float32(MEMORY**reach) * mean[..., :-reach]
-            reach *= 2
-        return mean
+    def _places(self, asked: Ints) -> Ints:
+        """The same positions where each window has a column more, which is a target only."""
+        places: Ints = asked + asked // (self.shape[1] - 1)
+        return places
 
-    def _by_position(self, fact: NDArray[Any]) -> Tensor:
-        """Drop the last column of the windows, which is a target only: (M, ...) -> (N, M)."""
-        windows = fact.reshape(self.num_lengths, *self.shape)[..., :-1]
-        columns = windows.reshape(self.num_lengths, -1).T
-        return torch.from_numpy(np.ascontiguousarray(columns, dtype=np.float32))
+
+def _success(record: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Decaying mean of the records (..., T) before each position."""
+    mean = np.zeros_like(record)
+    mean[..., 1:] = (1 - MEMORY) * record[..., :-1]
+    reach = 1
+    while reach < MEMORY_TOKENS:  # doubles how far back it looks
+        mean[..., reach:] += np.float32(MEMORY**reach) * mean[..., :-reach]
+        reach *= 2
+    return mean
 
 
 def _left(total_NM: Tensor, distinct_NM: Tensor, discount_M: Tensor) -> Tensor:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import ast
 import io
+import struct
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from speedrun.config import RunConfig
-from speedrun.errors import PackError
+from speedrun.errors import FormatError, PackError, SpeedrunError
 
 PACKAGE = "speedrun"
+_PACKAGE_FILE = f"{PACKAGE}.py"
 _AT_TOP = {*sys.stdlib_module_names, PACKAGE, "torch", "numpy", "zstandard"}
 _RUN_MODULE = f"{PACKAGE}.bundled"
 _ROOT = Path(__file__).parents[2]
@@ -53,6 +56,10 @@ class B(abc.SourceLoader):
 __path__=[]
 sys.meta_path.insert(0,B())
 """
+
+SOURCES_LIMIT_BYTES = 1 << 22
+"""What `read_bundle` is willing to decompress; ours are 150 kB."""
+_RUN_LIMIT_CHARACTERS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +119,85 @@ def _zip(main: str, sources: dict[str, str]) -> bytes:
     """An executable zip of the loader and of modules by name, compressed as one."""
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
-        contents = (("__main__.py", main), (f"{PACKAGE}.py", _LOADER), ("z", _compress(sources)))
+        contents = (("__main__.py", main), (_PACKAGE_FILE, _LOADER), ("z", _compress(sources)))
         for name, content in contents:
             deflated = name.endswith(".py")
             # A fixed date: the bytes depend on the content alone.
             info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
             archive.writestr(info, content, zipfile.ZIP_DEFLATED if deflated else None, 9)
     return target.getvalue()
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """What a bundle holds, by its own account."""
+
+    run: RunConfig
+    """The recipe that it calls `main` with."""
+    sources: dict[str, str]
+    """Minified sources by module name."""
+
+
+def read_bundle(data: bytes) -> Bundle:
+    """Read bytes of any origin as a bundle that `build_bundle` made; nothing in them is executed.
+
+    Raises
+        FormatError: they are no bundle, or one whose loader is not ours, so that what it holds says
+            nothing about what it does.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = {info.filename: info for info in archive.infolist()}
+            if len(archive.infolist()) != 3 or members.keys() != {
+                "__main__.py",
+                _PACKAGE_FILE,
+                "z",
+            }:
+                raise FormatError("train_gpt.py is a zip, but not one of our bundles")
+            if any(info.file_size > SOURCES_LIMIT_BYTES for info in members.values()):
+                raise FormatError(
+                    f"train_gpt.py unpacks to more than {SOURCES_LIMIT_BYTES:,} bytes"
+                )
+            parts = {name: archive.read(name) for name in members}
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, NotImplementedError) as error:
+        raise FormatError(f"train_gpt.py is no bundle of ours: {error}") from error
+    except (EOFError, RuntimeError, struct.error) as error:  # cut short, encrypted, misnumbered
+        raise FormatError(f"train_gpt.py is a damaged zip: {error}") from error
+    if parts["__main__.py"] == _HOST_MAIN.encode():
+        raise FormatError("train_gpt.py is a predictor of its author's own, trained elsewhere")
+    if (parts["__main__.py"], parts[_PACKAGE_FILE]) != (_MAIN.encode(), _LOADER.encode()):
+        raise FormatError("train_gpt.py has another loader than this version's bundles")
+    texts = _decompress(parts["z"]).split("\0")
+    sources = dict(zip(texts[::2], texts[1::2], strict=False))
+    if len(texts) != 2 * len(sources) or not sources.get(PACKAGE, "").startswith(_FINDER):
+        raise FormatError("train_gpt.py finds its modules in another way than our bundles")
+    return Bundle(_read_run(sources.get(_RUN_MODULE, "")), sources)
+
+
+def _read_run(source: str) -> RunConfig:
+    """The recipe in the module that `_minified_closure` writes."""
+    try:
+        if len(source) > _RUN_LIMIT_CHARACTERS:
+            raise ValueError(f"it has {len(source):,} characters")
+        match ast.parse(source).body:
+            case [
+                ast.ImportFrom(),
+                ast.ImportFrom(),
+                ast.Assign(
+                    targets=[ast.Name(id="RUN")],
+                    value=ast.Call(
+                        func=ast.Attribute(value=ast.Name(id="RunConfig"), attr="from_dict"),
+                        args=[values],
+                        keywords=[],
+                    ),
+                ),
+            ]:
+                return RunConfig.from_dict(ast.literal_eval(values))
+        raise ValueError("it is not what our bundles hold")
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        raise FormatError(f"train_gpt.py: {_RUN_MODULE} cannot be read: {error!s:.100}") from error
+    except (KeyError, TypeError, AttributeError, SpeedrunError) as error:
+        raise FormatError(f"train_gpt.py: its settings are not a run: {error!s:.200}") from error
 
 
 def module_sizes(
@@ -256,3 +335,23 @@ def _compress(sources: dict[str, str]) -> bytes:
     # brotli knows English and code by heart: 4 % smaller than lzma on our modules.
     text = "\0".join(part for pair in sources.items() for part in pair)
     return bytes(brotli.compress(text.encode(), quality=11, lgwin=24, mode=brotli.MODE_TEXT))
+
+
+def _decompress(blob: bytes) -> str:
+    """Undo `_compress` without reserving more than `SOURCES_LIMIT_BYTES`."""
+    import brotli
+
+    decoder, parts, found = brotli.Decompressor(), [], 0
+    try:
+        while not decoder.is_finished():
+            part = decoder.process(blob, output_buffer_limit=SOURCES_LIMIT_BYTES + 1 - found)
+            found += len(part)
+            if found > SOURCES_LIMIT_BYTES or (not part and not blob):
+                raise FormatError(
+                    f"train_gpt.py: its sources are cut short or over {SOURCES_LIMIT_BYTES:,} bytes"
+                )
+            blob = b""
+            parts.append(part)
+        return b"".join(parts).decode()
+    except (brotli.error, UnicodeDecodeError) as error:
+        raise FormatError(f"train_gpt.py: its sources cannot be read: {error}") from error

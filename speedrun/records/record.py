@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import math
 import re
 import shutil
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from speedrun.files import atomic_path, sha256_file
 from speedrun.pack.container import read_container
 from speedrun.pack.submission import counted_bytes
 from speedrun.recipes.load import write_recipe
-from speedrun.records.stats import Comparison, Summary, compare, summarise
+from speedrun.stats import Comparison, Summary, compare, margin_in_bpb, summarise
 from speedrun.tracks.load import Track
 from speedrun.verify.verdict import Status, Verdict
 
@@ -129,11 +128,15 @@ def compare_records(challenger: Record, holder: Record, track: Track) -> Compari
                 f"{challenger.slug} and {holder.slug} differ in {key}: {ours!r} and {theirs!r}; "
                 "scores compare within one of them only"
             )
-    margin = track.record.margin_nats_per_token * holder.num_tokens / holder.num_bytes
+    margin = margin_in_bpb(
+        track.record.margin_nats_per_token,
+        num_tokens=holder.num_tokens,
+        num_bytes=holder.num_bytes,
+    )
     return compare(
         [seed.val_bpb for seed in challenger.seeds],
         [seed.val_bpb for seed in holder.seeds],
-        margin=margin / math.log(2),
+        margin=margin,
     )
 
 

@@ -14,18 +14,18 @@ import platform
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from speedrun.bpb import score
-from speedrun.data import stdlib
 from speedrun.data.dataset import Dataset
 from speedrun.data.shards import open_shard
 from speedrun.errors import (
     CoverageError,
+    DataError,
     DistributionError,
     PredictorError,
     PredictorLostError,
@@ -35,7 +35,10 @@ from speedrun.files import sha256_file
 from speedrun.tracks.load import SWITCHES, Track
 from speedrun.verify import memory, rules
 from speedrun.verify.contents import contents
-from speedrun.verify.probes import PROBES, Audit, ask_nats
+from speedrun.verify.library import library_documents
+from speedrun.verify.probes import FIX, PROBES, Audit, ask_nats
+from speedrun.verify.proof import compare_text, prove
+from speedrun.verify.provenance import provenance
 from speedrun.verify.remote import RemotePredictor
 from speedrun.verify.rules import Declared, Rule
 from speedrun.verify.sandbox import COUNTED, Cell, Limits, gpu_devices
@@ -53,7 +56,7 @@ _READABLE = 4
 """Counted files beyond so many times the limit are not opened, let alone run."""
 _CANARY_SEED = 7
 
-_STATIC_RULES = ("hashes", "size", "claims", "training-time", "container")
+_STATIC_RULES = ("hashes", "size", "claims", "training-time", "provenance", "container")
 _SCORE_RULES = (
     *("predictor", "distribution", "coverage", "kind", "evaluation-time", "state-hash"),
     *("byte-count", "metric"),
@@ -145,6 +148,7 @@ def verify_submission(
             rules.size(folder, track),
             rules.claims(folder, track),
             rules.training_time(folder, track),
+            provenance(folder, track),
         ]
         if obstacle := _too_large(folder, track):
             results.append(Rule("container").undecided(obstacle))
@@ -206,28 +210,6 @@ def verify_submission(
         switches={name: track.is_on(name) for name in SWITCHES},
         probe_seed=seed if level in LEVELS[2:] else None,
     )
-
-
-def library_documents(dataset: Dataset) -> list[str]:
-    """Validation documents that are files or topics of this Python's library.
-
-    Any data set may hold some, and the sandbox shows the library, so they have to be hidden there.
-    """
-    if dataset.manifest is None:
-        return []
-    library = stdlib.library_folder()
-    names = [
-        name
-        for shard in dataset.manifest.shards
-        if shard.raw is not None
-        for name in shard.raw.document_ids
-    ]
-    return [
-        name
-        for name in names
-        if name.startswith("pydoc/")
-        or (PurePosixPath(name).suffix == ".py" and (library / name).is_file())
-    ]
 
 
 def _too_large(folder: Path, track: Track) -> str:
@@ -445,7 +427,9 @@ def _probe(question: Question, scored: Scored) -> list[RuleResult]:
     return [
         *results,
         *last,
-        memory.speed(found.num_tokens, found.eval_seconds, declared.model),
+        memory.speed(
+            found.num_tokens, found.eval_seconds, declared.run.model if declared.run else None
+        ),
     ]
 
 
@@ -456,7 +440,49 @@ def _patience(found: Measurement) -> float:
 
 
 def _prove(question: Question, scored: Scored) -> RuleResult:
-    raise NotImplementedError
+    """The text, coded with the predictions, is as short as claimed and comes back."""
+    rule, found, dataset = Rule("proof"), scored.measurement, question.dataset
+
+    def start() -> RemotePredictor:
+        # Adaptive predictors go through the whole text; others answer a question for each token.
+        asked_s = found.eval_seconds * found.stride / found.num_tokens
+        count = question.proof_tokens or found.num_tokens
+        return question.start(budget_s=_patience(found) + 4 * asked_s * count)
+
+    try:
+        proof = prove(
+            start,
+            dataset.val_tokens(),
+            scored.nats,
+            evaluation=question.declared.evaluation,
+            num_tokens=question.proof_tokens,
+            rng=np.random.default_rng((question.probe_seed, 1)),
+            progress=question.shown("coding and decoding"),
+        )
+        text = compare_text(dataset, proof) if proof.is_decoded else None
+    except (DataError, PredictorLostError) as error:
+        return rule.undecided(str(error))
+    except PredictorError as error:
+        return rule.result(False, evidence=str(error), fix="answer one token at a time, too")
+    part = "all" if proof.is_complete else f"{len(proof.runs)} runs"
+    measured = f"{proof.coded_bits:,} bits for {proof.num_tokens:,} tokens ({part})"
+    limit = f"{proof.limit_bits:,.0f} bits, {proof.claimed_bits:,.0f} claimed"
+    if text is None:
+        evidence = f"a fresh process decodes another token than target {proof.first_wrong:,}"
+        if proof.coded_bits > proof.limit_bits:
+            evidence += "; and the code is longer than claimed"
+        return rule.result(False, measured, limit, evidence=evidence, fix=FIX)
+    if text.differs:
+        evidence = f"the tokens of document {text.differs!r} spell another text than the split's"
+        return rule.result(False, measured, limit, evidence=evidence, fix="prepare the data again")
+    spelled = "the very bytes" if text.is_raw_text else "the same tokens (the tokenizer is lossy)"
+    evidence = f"decoded by a fresh process to {spelled} in {proof.seconds:.1f} s"
+    if not proof.holds:
+        evidence = (
+            f"{proof.ratio - 1:+.1%} longer than claimed when nothing after a token is shown; "
+            f"target {proof.worst_target:,} is {proof.worst_bits:+.2f} bits off its claim"
+        )
+    return rule.result(proof.holds, measured, limit, evidence=evidence, fix=FIX)
 
 
 def _num_gpus(track: Track) -> int:

@@ -23,11 +23,12 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import CodeType
 
 from speedrun.data import stdlib
 from speedrun.data.corpus import cache_folder
+from speedrun.data.dataset import Dataset
 from speedrun.errors import OutputError, SubmissionError
 from speedrun.files import atomic_path, write_atomic
 
@@ -59,6 +60,28 @@ for name in sys.argv[1:]:
         pass
 print(json.dumps([getattr(module, "__file__", None) for module in [*sys.modules.values()]]))
 """
+
+
+def library_documents(dataset: Dataset) -> list[str]:
+    """Validation documents that are files or topics of this Python's library.
+
+    Any data set may hold some, and the sandbox shows the library, so they have to be hidden there.
+    """
+    if dataset.manifest is None:
+        return []
+    library = stdlib.library_folder()
+    names = [
+        name
+        for shard in dataset.manifest.shards
+        if shard.raw is not None
+        for name in shard.raw.document_ids
+    ]
+    return [
+        name
+        for name in names
+        if name.startswith("pydoc/")
+        or (PurePosixPath(name).suffix == ".py" and (library / name).is_file())
+    ]
 
 
 def stand_in(hidden_documents: Sequence[str] = ()) -> Path:

@@ -170,20 +170,20 @@ class Audit:
 
         What is observed is the same, so an honest predictor is in the same state at each window.
         """
-        wanted = MIN_FLIPS * (1 + REPLAYS)
-        for number, (start, stop, scored) in enumerate(self.table.tolist()):
+        count = max(MIN_FLIPS * (1 + REPLAYS), len(self.table) // 2)
+        places = np.sort(self._draw(min(count, 4 * len(self.nats))))
+        cuts = np.searchsorted(places, (self.table[:, 0] + self.table[:, 2])[1:])
+        for number, asked in enumerate(np.split(places, cuts)):
+            start, stop, scored = self.table[number].tolist()
             window = np.array([number])
-            # A few long windows are asked more often. What gives away more comes later.
-            more = -(-wanted // len(self.table))
-            places = np.sort(start + self.rng.integers(scored, stop - start, size=more))
-            if more > 1 or number % 4 == 0:
-                for place in places.tolist():
+            for place in asked.tolist():
+                kind = int(self.rng.integers(4))
+                if kind < 2:
                     self._replay(predictor, number, place)
-            if more > 1 or number % 4 == 1:
-                self._flip(predictor, number, int(self.rng.choice(places)), "future-flip")
-            if more > 1 or number % 4 == 2:
-                self._flip(predictor, number, int(self.rng.choice(places)), "target-flip")
-            if more > 1 or number % 4 == 3:
+                else:
+                    self._flip(predictor, number, place, ("future-flip", "target-flip")[kind - 2])
+            # This shows the whole window, so it comes last.
+            if number == 0 or self.rng.random() < 0.25:
                 self._note("rank-invariance", window, self._ask(predictor, window))
                 self._note("repeated-call", window, self._ask(predictor, window))
             first = start + scored

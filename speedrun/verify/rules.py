@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speedrun.clock import read_ledger
-from speedrun.config import EvalConfig, ModelConfig, RunConfig
+from speedrun.config import EvalConfig, RunConfig
 from speedrun.data.dataset import Dataset
 from speedrun.errors import DataError, FormatError, SpeedrunError, SubmissionError
 from speedrun.files import sha256_file
@@ -297,8 +297,8 @@ class Declared:
 
     evaluation: EvalConfig
     vocab_size: int
-    model: ModelConfig | None
-    """The network; None for a predictor of the user's own."""
+    run: RunConfig | None
+    """The resolved recipe; None for a predictor of the user's own."""
 
 
 def container(folder: Path) -> tuple[RuleResult, Declared | None]:
@@ -308,12 +308,10 @@ def container(folder: Path) -> tuple[RuleResult, Declared | None]:
         meta, arrays = read_container((folder / "model.srz").read_bytes())
         if "run" in meta:
             run = RunConfig.from_dict(meta["run"])
-            declared = Declared(
-                evaluation=run.evaluation, vocab_size=run.model.vocab_size, model=run.model
-            )
+            declared = Declared(evaluation=run.evaluation, vocab_size=run.model.vocab_size, run=run)
         else:
             asked = EvalConfig(**meta["evaluation"])
-            declared = Declared(evaluation=asked, vocab_size=meta["vocab_size"], model=None)
+            declared = Declared(evaluation=asked, vocab_size=meta["vocab_size"], run=None)
         _check_evaluation(declared.evaluation, declared.vocab_size)
     except (OSError, FormatError) as error:
         return rule.result(False, evidence=str(error), fix="pack the weights again"), None

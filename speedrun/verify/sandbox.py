@@ -17,7 +17,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -32,8 +32,6 @@ from speedrun.verify.watch import Allowance, Watch, end_family
 
 COUNTED = ("train_gpt.py", "model.srz")
 """The files that a predictor consists of: what is counted is what runs."""
-_INSIDE = "/judged"
-"""Where a process finds them, within walls."""
 _OWN_TASKS = 4
 """Of bubblewrap or the warden, beside the predictor's own."""
 _RESERVE_TASKS = 64
@@ -58,8 +56,8 @@ class Limits:
     """All files in /tmp, and as much again in /dev/shm."""
     num_processes: int = 0
     """Processes and threads of all; 0 allows 512 and 16 for each core."""
-    out_bytes: int = 2_000_000_000
-    """All files in the folder that it may fill, if it is given one."""
+    folder_bytes: int = 4_000_000_000
+    """All files in folders that are lent to be written to."""
     num_files: int = 1_024
     """Open files of each."""
     cpu_s: float = float("inf")
@@ -200,13 +198,17 @@ class Cell:
         """One word or line for the verdict."""
         return f"UNSANDBOXED: {self._reason}" if self._reason else "bubblewrap"
 
+    def inside(self, name: str) -> str:
+        """Path of what `start` lends under a name, as the process sees it."""
+        return str(self._folder / name) if self._walls is Walls.NONE else f"/{name}"
+
     def start(
         self,
         arguments: Sequence[str],
         *,
         descriptors: Sequence[int] = (),
-        shown: Sequence[Path] = (),
-        out: Path | None = None,
+        readable: Mapping[str, Path] | None = None,
+        writable: Mapping[str, Path] | None = None,
     ) -> Process:
         """Run `python ARGUMENTS` beside the counted files. Who starts a process has to end it.
 
@@ -216,8 +218,9 @@ class Cell:
         Args:
             arguments: The script and its own arguments.
             descriptors: What it inherits, beside its store.
-            shown: Files and folders that it may read as well, in their own places.
-            out: An empty folder that it may fill, in its own place.
+            readable: Files and folders to lend, by the name for `inside`. The process may be
+                another user, who needs the right to read them.
+            writable: Folders to lend that it may write to, likewise.
 
         Raises
             SubmissionError: the private copies were changed.
@@ -225,35 +228,41 @@ class Cell:
         for name, expected in self._sums.items():
             if sha256_file(self.files / name) != expected:
                 raise SubmissionError(f"{name}: something changed it while it was judged")
-        allowance = replace(self.limits.allowance, out=out, out_bytes=self.limits.out_bytes)
-        user = unused_user() if self._walls is Walls.USER else 0
-        if out is not None and user:
-            os.chown(out, user, user)
+        readable, writable = readable or {}, writable or {}
+        allowance = replace(
+            self.limits.allowance,
+            folders=tuple(writable.values()),
+            folder_bytes=self.limits.folder_bytes,
+        )
         store, folder, cwd, scratch = Store(), None, Path("/"), "/tmp"
-        inside: list[str] = []
+        within: list[str] = []
         try:
             if self._walls is Walls.NONE:
                 folder = Path(tempfile.mkdtemp(dir=self._folder))
                 cwd, scratch = folder / "judged", str(_make_folder(folder / "tmp"))
                 _copy_counted(self.files, cwd)
+                for name, path in {**readable, **writable}.items():
+                    link = self._folder / name
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    link.unlink(missing_ok=True)
+                    link.symlink_to(path.resolve())
             else:
                 visible = view.machine(
                     self._library,
                     devices=self.limits.devices,
                     blanked=self._blanked,
-                    shown=shown,
-                    out=out,
+                    readable={"/judged": self.files}
+                    | {self.inside(name): path for name, path in readable.items()},
+                    writable={self.inside(name): path for name, path in writable.items()},
                 )
-                visible += view.show(self.files, inside=_INSIDE)
-                inside = room(
-                    self._walls, visible, scratch_bytes=self.limits.scratch_bytes, cwd=_INSIDE
-                )
+                scratch_bytes = self.limits.scratch_bytes
+                within = room(self._walls, visible, scratch_bytes=scratch_bytes, cwd="/judged")
             popen = start(
                 self._walls,
                 arguments,
                 settings=self.limits.settings(other_tasks=other_tasks(self._walls)),
-                within=inside,
-                user=user,
+                within=within,
+                user=unused_user() if self._walls is Walls.USER else 0,
                 cwd=cwd,
                 scratch=scratch,
                 descriptors=[store.descriptor, *descriptors],

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from speedrun.data import stdlib
@@ -43,8 +43,8 @@ def machine(
     *,
     devices: Sequence[str] = (),
     blanked: Sequence[Path] = (),
-    shown: Sequence[Path] = (),
-    out: Path | None = None,
+    readable: Mapping[str, Path] | None = None,
+    writable: Mapping[str, Path] | None = None,
 ) -> list[str]:
     """Arguments that show this machine's system and Python, and what else is named.
 
@@ -52,14 +52,14 @@ def machine(
         stand_in: From `library.stand_in`.
         devices: Device files.
         blanked: Files to show without content, from `library.twins`.
-        shown: More files and folders, in their own places.
-        out: A folder to write to, in its own place.
+        readable: More files and folders, by the path where they are shown.
+        writable: Folders that can be written to, by the path where they are shown.
     """
     arguments = list(_machine(stand_in))
-    for path in shown:
-        arguments += show(path.absolute(), inside=str(path.absolute()))
-    if out is not None:
-        arguments += show(out.absolute(), inside=str(out.absolute()), option="--bind")
+    for inside, path in (readable or {}).items():
+        arguments += show(path.resolve(), inside=inside)
+    for inside, path in (writable or {}).items():
+        arguments += show(path.resolve(), inside=inside, option="--bind")
     for file in blanked:
         arguments += show(Path("/dev/null"), inside=str(file))
     for name in _SYS if devices else _SYS_OF_A_PROCESSOR:

@@ -30,9 +30,9 @@ class Allowance:
     memory_bytes: int
     cpu_s: float
     wall_s: float
-    out: Path | None = None
-    """A folder of this machine that they may write to."""
-    out_bytes: int = 0
+    folders: tuple[Path, ...] = ()
+    """Folders of this machine that they may write to."""
+    folder_bytes: int = 0
 
 
 def family(pid: int, *, most: int = 1 << 22) -> list[int]:
@@ -136,8 +136,9 @@ class Watch(threading.Thread):
             held = sum(map(_fair_share, stats))
             if held > allowed.memory_bytes:
                 return f"it held {held:,} bytes of memory, {allowed.memory_bytes:,} are allowed"
-        if allowed.out is not None and (written := _written(allowed.out)) > allowed.out_bytes:
-            return f"it wrote {written:,} bytes, {allowed.out_bytes:,} are allowed"
+        written = sum(map(_written, allowed.folders))
+        if written > allowed.folder_bytes:
+            return f"it wrote {written:,} bytes, {allowed.folder_bytes:,} are allowed"
         if time.monotonic() - self._began > allowed.wall_s:
             return f"it ran for more than {allowed.wall_s:g} s"
         total, available = _memory("MemTotal"), _memory("MemAvailable")

@@ -67,6 +67,22 @@ def test_the_honest_base_of_the_cheats_passes(court: Court, tmp_path: Path) -> N
     assert [r for r in verdict.results if r.status is not Status.PASS] == []
 
 
+@pytest.mark.parametrize("name", ["looks_ahead_by_one", "remembers_earlier_calls"])
+def test_what_needs_the_future_or_the_past_of_the_process_cannot_be_proven(
+    court: Court, name: str, tmp_path: Path
+) -> None:
+    folder = court.submit(read_predictor(f"predictors/{name}"), out=tmp_path / name)
+    verdict = court.judge(folder, level="prove", proof_tokens=200)
+    assert "proof" in failed(verdict)
+
+
+def test_an_honest_score_is_proven(court: Court, tmp_path: Path) -> None:
+    folder = court.submit(read_predictor("honest/pair_counts"), out=tmp_path / "honest")
+    verdict = court.judge(folder, level="prove", proof_tokens=200)
+    assert [r for r in verdict.results if r.status is not Status.PASS] == []
+    assert "the very bytes" in verdict.results[-1].evidence
+
+
 @pytest.mark.parametrize("name", ["looks_ahead_by_one", "validation_ngrams", "trains_then_scores"])
 def test_cheating_would_pay(court: Court, name: str) -> None:
     """Otherwise catching it shows nothing."""

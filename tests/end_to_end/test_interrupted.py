@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from speedrun.clock import read_ledger
+from speedrun.tracks.load import load_track
+from speedrun.verify.provenance import provenance
 
 
 def _wait_for(process: subprocess.Popen[str], words: str) -> None:
@@ -73,3 +75,6 @@ def test_a_run_that_is_stopped_three_times_still_passes(contest, call, tmp_path)
     assert 1.0 < sum(phase.seconds for phase in trained) <= 3.0
     assert "step:1/" not in last.err  # trained already: packed and judged only
     assert len((out / "runs.jsonl").read_text().splitlines()) == 1
+    # Log and ledger still tell one story, though both were broken off three times.
+    found = provenance(folder / "submission", load_track(str(track)))
+    assert (found.status, found.evidence) == ("PASS", "")

@@ -116,6 +116,22 @@ def test_evidence_at_a_position_needs_nothing_later():
             assert torch.equal(*past), name
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    rows=st.integers(1, 3),
+    length=st.integers(1, 2 * MEMORY_TOKENS + 40),
+    first=st.integers(0, 2 * MEMORY_TOKENS + 39),
+)
+def test_evidence_of_asked_positions_is_that_of_all_bit_for_bit(seed, rows, length, first):
+    ids, targets = draw_windows(seed, 4, rows, length)
+    index = MatchIndex(ids, targets, 4)
+    late = np.arange(rows * length) % length >= min(first, length - 1)
+    asked = np.flatnonzero(late & (np.random.default_rng(seed).random(rows * length) < 0.5))
+    for part, whole in zip(index.evidence(asked), index.evidence(), strict=True):
+        assert torch.equal(part, whole[asked])
+
+
 def noisy_head(num_lengths: int, vocab_size: int) -> MatchHead:
     config = ModelConfig(
         match_order=num_lengths, vocab_size=vocab_size, width=8, num_heads=2, num_kv_heads=1
