@@ -27,8 +27,8 @@ from speedrun.pack.container import Section, write_container
 from speedrun.verify import retrain as module
 from speedrun.verify import sandbox
 from speedrun.verify.retrain import DEFAULT_SPREAD, expect, retrain
-from speedrun.verify.sandbox import why_unsandboxed
 from speedrun.verify.verdict import RuleResult, Status
+from speedrun.verify.walls import why_unsandboxed
 
 needs_bubblewrap = pytest.mark.skipif(bool(why_unsandboxed()), reason=why_unsandboxed() or "-")
 
