@@ -40,7 +40,8 @@ from speedrun.verify.coding import Decoder, Encoder, Ints
 from speedrun.verify.one_by_one import OneByOne
 from speedrun.verify.patches import apply_patches, make_patches, read_number, write_number
 from speedrun.verify.remote import RemotePredictor
-from speedrun.verify.sandbox import COUNTED, Cell, why_unsandboxed
+from speedrun.verify.sandbox import COUNTED, Cell
+from speedrun.verify.walls import why_unsandboxed
 
 MAGIC = b"\x89LM"
 VERSION = 1
