@@ -429,7 +429,7 @@ def type_on_a_terminal():
 
 @escape
 def find_variables():
-    names = {"PATH", "LANG", "HOME", "TMPDIR", "USER", "PWD", "LC_CTYPE"}
+    names = {"PATH", "LANG", "HOME", "TMPDIR", "USER", "PWD", "LC_CTYPE", "OMP_WAIT_POLICY"}
     return sorted({*os.environ} - names)
 
 
