@@ -185,6 +185,13 @@ def read_what_a_hidden_module_says():
 
 
 @escape
+def read_the_help_topics():
+    import pydoc_data.topics
+
+    return sorted(pydoc_data.topics.topics)[:3]
+
+
+@escape
 def read_memory_of_the_machine():
     for path in ("/proc/kcore", "/dev/mem", "/dev/kmem", "/dev/port", "/dev/vda", "/dev/sda"):
         try:
