@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from pathlib import Path
 
 import typer
@@ -76,17 +78,20 @@ def pack(
     cap_bytes = parse_size(cap) if cap else limits.cap_bytes
     if (trained := read_trained(run)) is None:
         raise DataError(f"{run} is not trained to the end: speedrun run --resume {run}")
-    packed = pack_run(
-        recipe,
-        limits,
-        open_corpus(data or limits.corpus),
-        run,
-        trained,
-        out=out or run / "submission",
-        cap_bytes=cap_bytes,
-        author=author,
-        log=RunLog(run),
-    )
+    # The submission's log tells of its own packing; the run's log stays what it was.
+    with tempfile.TemporaryDirectory(prefix="speedrun-pack-") as place:
+        shutil.copyfile(run / "train.log", Path(place) / "train.log")
+        packed = pack_run(
+            recipe,
+            limits,
+            open_corpus(data or limits.corpus),
+            run,
+            trained,
+            out=out or run / "submission",
+            cap_bytes=cap_bytes,
+            author=author,
+            log=RunLog(Path(place)),
+        )
     if as_json:
         facts = {
             "submission": str(packed.folder),

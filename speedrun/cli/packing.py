@@ -108,7 +108,10 @@ def pack_run(
             pytorch_version=machine["torch"],
             data_fingerprint=dataset.fingerprint,
         ),
-        logs={name: folder / name for name in ("train.log", "ledger.jsonl")},
+        logs={
+            "train.log": (log.folder or folder) / "train.log",
+            "ledger.jsonl": folder / "ledger.jsonl",
+        },
         track=track,
     )
     _put_in_place(fresh, out)

@@ -232,6 +232,9 @@ def start(
                 "HOME": scratch,
                 "TMPDIR": scratch,
                 "USER": "judged",
+                # Threads that wait for each other spin; on a busy machine that takes ten times as
+                # long as sleeping, and it takes the cores that the judge works on.
+                "OMP_WAIT_POLICY": "passive",
             },
             pass_fds=descriptors,
             start_new_session=True,

@@ -255,7 +255,7 @@ def test_a_claim_that_is_not_what_is_measured_breaks_a_rule(call, contest, finis
     assert found.code == 1 and found.err == ""
     verdict = json.loads(found.out)
     broken = [result for result in verdict["results"] if result["status"] != "PASS"]
-    assert [result["id"] for result in broken] == ["metric"]
+    assert [result["id"] for result in broken] == ["provenance", "metric"]
     assert verdict["measurement"]["bpb"] == pytest.approx(measured, abs=1e-6)
 
 

@@ -46,7 +46,7 @@ def test_only_the_counted_files_are_there_and_nothing_of_the_environment(
     assert answer(tmp_path, "sorted(os.listdir())") == ["model.srz", "train_gpt.py"]
     # bubblewrap itself sets PWD.
     names = answer(tmp_path, "sorted({*os.environ} - {'PWD'})")
-    assert names == ["HOME", "LANG", "PATH", "TMPDIR", "USER"]
+    assert names == ["HOME", "LANG", "OMP_WAIT_POLICY", "PATH", "TMPDIR", "USER"]
 
 
 def test_memory_is_limited(tmp_path: Path) -> None:
