@@ -190,7 +190,8 @@ def test_unreadable_claims_fail_without_a_crash(bench: Any, text: str) -> None:
     folder = bench.submit()
     (folder / "submission.json").write_text(text, encoding="latin-1")
     bench.relist(folder)
-    assert outcome(judge(bench, folder, level="static")) == {"claims": "FAIL"}
+    found = outcome(judge(bench, folder, level="static"))
+    assert found == {"claims": "FAIL", "provenance": "UNDECIDED"}
 
 
 def test_settings_that_would_exhaust_the_judge_fail(bench: Any) -> None:
