@@ -232,7 +232,7 @@ def serve(predictor: Predictor, connection: tuple[BinaryIO, BinaryIO]) -> None:
                 answer["device"] = True
             else:
                 if not isinstance(flat, np.ndarray):
-                    flat = flat.cpu().numpy()
+                    flat = flat.float().cpu().numpy()
                 if len(store) < len(flat):  # a longer map makes the file longer
                     store = np.memmap(path, "<f4", "r+", shape=len(flat))
                 store[: len(flat)] = flat

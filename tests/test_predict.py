@@ -7,13 +7,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+import speedrun.predict
 from speedrun.errors import PredictorError
-from speedrun.predict import ModelPredictor, frame, serve
+from speedrun.predict import ModelPredictor, call_driver, frame, serve
 
 
 class Echo:
@@ -67,6 +69,65 @@ def test_serve_answers_every_request_in_turn(tmp_path: Path) -> None:
     ]
     assert np.fromfile(store, "<f4").tolist() == [5, 5, 5, 6, 6, 6, 8, 8, 8]
     assert predictor.observed == [1, 2]
+
+
+class Tensors:
+    """Answers with tensors of a kind that files do not take as they are."""
+
+    vocab_size, kind = 2, "fixed"
+
+    def predict(self, tokens: np.ndarray, scored_from: np.ndarray) -> torch.Tensor:
+        column = torch.from_numpy(tokens.reshape(-1)).bfloat16()
+        return torch.stack([column, -column])[
+            :, : tokens.shape[1]
+        ].T  # neither float32 nor in order
+
+    def observe(self, tokens: np.ndarray) -> None:
+        raise AssertionError("a fixed predictor is never told")
+
+
+def test_tensors_become_rows_of_float32_and_the_file_grows_with_them(tmp_path: Path) -> None:
+    store, replies = tmp_path / "logits", io.BytesIO()
+    store.touch()
+    asked = [frame({"do": "open", "logits": str(store), "of the future": 1})]
+    for values in ([1], [1, 2, 3], [4, 5]):
+        shape = [1, len(values)]
+        asked.append(frame({"do": "predict", "shape": shape}, numbers(*values, 0)))
+    serve(Tensors(), (io.BytesIO(b"".join(asked)), replies))
+    assert headers(replies.getvalue())[2:] == [{"shape": [n, 2]} for n in (1, 3, 2)]
+    assert np.fromfile(store, "<f4").tolist() == [4, -4, 5, -5, 3, -3]
+
+
+def test_a_predictor_that_cannot_map_the_device_says_why_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("cuMemMap gives error 1")
+
+    monkeypatch.setattr(speedrun.predict, "_map_inherited", refuse)
+    store, replies = tmp_path / "logits", io.BytesIO()
+    store.touch()
+    requests = frame({"do": "open", "logits": str(store), "device": [3, 4096]})
+    requests += frame({"do": "predict", "shape": [1, 1]}, numbers(7, 0))
+    serve(Tensors(), (io.BytesIO(requests), replies))
+    assert headers(replies.getvalue())[1:] == [
+        {"device": "cuMemMap gives error 1"},
+        {"shape": [1, 2]},
+    ]
+    assert np.fromfile(store, "<f4").tolist() == [7, -7]
+
+
+def test_a_driver_that_is_not_there_or_refuses_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> object:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(speedrun.predict.ctypes, "CDLL", missing)
+    with pytest.raises(OSError, match=r"libcuda\.so\.1"):
+        call_driver("cuInit", 0)
+    refusing = SimpleNamespace(cuInit=lambda flags: 100)
+    monkeypatch.setattr(speedrun.predict.ctypes, "CDLL", lambda name: refusing)
+    with pytest.raises(OSError, match="cuInit gives error 100"):
+        call_driver("cuInit", 0)
 
 
 def test_serve_refuses_a_request_it_does_not_know() -> None:

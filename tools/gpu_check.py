@@ -1,4 +1,4 @@
-"""Everything that wants a GPU, in one call: kernels against references, steps, a real training run.
+"""Everything that wants a GPU, in one call: kernels, a judged process, steps, a training run.
 
     python tools/gpu_check.py [--out FOLDER] [--seconds 60] [--recipe golf/baseline --recipe ...]
 
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from speedrun import predict
 from speedrun.clock import Clock, Ledger
 from speedrun.config import RunConfig
 from speedrun.data.batches import open_batches
@@ -35,6 +36,8 @@ from speedrun.recipes.load import load_recipe
 from speedrun.train.log import RunLog
 from speedrun.train.loop import train
 from speedrun.train.step import Step
+from speedrun.verify.remote import RemotePredictor
+from speedrun.verify.sandbox import Cell, Limits, gpu_devices
 
 PUBLISHED_MS = {"golf/baseline": 43.54, "golf/xsa4-ema": 84.47, "golf/partial-rope": 85.09}
 """Milliseconds a step on 8xH100, from the published logs."""
@@ -105,6 +108,59 @@ def train_for(run: RunConfig, seconds: float, ranks: Ranks) -> dict[str, Any]:
     }
 
 
+ON_DEVICE = """
+import torch
+connection = take_stdio()
+class Submitted:
+    vocab_size, kind = 8192, "fixed"
+    def predict(self, tokens, scored_from):
+        asked = np.arange(tokens.shape[1]) >= scored_from[:, None]
+        seeds = torch.from_numpy(tokens[asked]).cuda()[:, None].float()
+        return torch.sin(seeds * torch.arange(1, 8193, device="cuda"))
+    def observe(self, tokens):
+        pass
+serve(Submitted(), connection)
+"""
+
+
+class ThroughTheHost(RemotePredictor):
+    """The judge as it is without a GPU: the reference of the other path."""
+
+    def _open_block(self) -> None:
+        pass
+
+
+def check_device_memory(calls: int = 10) -> dict[str, Any]:
+    """Logits of a judged process through GPU memory, bit for bit those through the host's."""
+    if not torch.cuda.is_available():
+        return {"skipped": "no CUDA device"}
+    protocol = Path(predict.__file__).read_text(encoding="utf-8")
+    errors = "from speedrun.errors import PredictorError\n"
+    tokens = np.random.default_rng(0).integers(0, 8192, (1, 2048))
+    found: dict[str, Any] = {}
+    logits: list[torch.Tensor] = []
+    with TemporaryDirectory() as folder:
+        code = protocol.replace(errors, "class PredictorError(Exception): pass\n") + ON_DEVICE
+        (Path(folder) / "train_gpt.py").write_text(code)
+        (Path(folder) / "model.srz").touch()
+        limits = Limits(devices=gpu_devices())
+        with Cell(Path(folder), limits=limits, allow_unsandboxed=True) as cell:
+            found["isolation"] = cell.isolation
+            for kind in (RemotePredictor, ThroughTheHost):
+                with kind(cell, ["train_gpt.py"], budget_s=120.0) as judged:
+                    seconds = []
+                    for _ in range(calls):
+                        began = time.perf_counter()
+                        answer = judged.predict(tokens, np.array([0]))
+                        torch.cuda.synchronize()
+                        seconds.append(time.perf_counter() - began)
+                    found[judged.transport] = {"milliseconds": 1000 * statistics.median(seconds)}
+                    logits.append(torch.as_tensor(answer).cpu().clone())
+    found["same_bits"] = bool(torch.equal(*(each.view(torch.int32) for each in logits)))
+    found["through_gpu_memory"] = "GPU memory" in found
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
@@ -115,12 +171,13 @@ def main() -> None:
     ranks = Ranks.from_environment()
     report: dict[str, Any] = {"machine": describe_machine(), "device": str(ranks.device)}
     report["kernels"] = check_kernels(ranks.device)
+    report["device_memory"] = check_device_memory()
     for name in arguments.recipe or ["golf/baseline", "golf/partial-rope"]:
         run = load_recipe(name, arguments.overrides)
         report[name] = check_model(run, ranks.device) | time_steps(run, ranks)
         report[name]["training"] = train_for(run, arguments.seconds, ranks)
         print(json.dumps({name: report[name]}, indent=2), flush=True)
-    print(json.dumps(report["machine"] | report["kernels"], indent=2))
+    print(json.dumps(report["machine"] | report["kernels"] | report["device_memory"], indent=2))
     if arguments.out:
         write_atomic(arguments.out / "gpu_check.json", json.dumps(report, indent=2).encode())
 

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from speedrun import __version__
-from speedrun.cli import data, pack, recipes, records, run, tracks, verify
+from speedrun.cli import compress, data, pack, recipes, records, run, tracks, verify
 from speedrun.cli.signals import exit_cleanly
 from speedrun.errors import SpeedrunError
 
@@ -41,6 +41,16 @@ app.command(
     short_help="Judge a submission.",
     epilog="Example: speedrun verify runs/RUN/submission",
 )(verify.verify)
+app.command(
+    "compress",
+    short_help="Compress a file with a submission's predictions.",
+    epilog="Example: speedrun compress notes.txt --model runs/RUN/submission",
+)(compress.compress)
+app.command(
+    "decompress",
+    short_help="Give back a compressed file.",
+    epilog="Example: speedrun decompress notes.txt.lm --model runs/RUN/submission",
+)(compress.decompress)
 app.add_typer(records.app, name="records")
 app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipes")

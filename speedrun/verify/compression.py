@@ -21,9 +21,11 @@ a zstd file ends with one frame, that states its size; a coded file goes on:
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import zstandard
@@ -33,15 +35,20 @@ from speedrun.data.tokenizer import Tokenizer
 from speedrun.errors import FormatError, SubmissionError
 from speedrun.pack.ans import unzstd
 from speedrun.predict import Predictor
+from speedrun.verify import rules
 from speedrun.verify.coding import Decoder, Encoder, Ints
 from speedrun.verify.one_by_one import OneByOne
 from speedrun.verify.patches import apply_patches, make_patches, read_number, write_number
+from speedrun.verify.remote import RemotePredictor
+from speedrun.verify.sandbox import COUNTED, Cell
+from speedrun.verify.walls import why_unsandboxed
 
 MAGIC = b"\x89LM"
 VERSION = 1
 MAX_BYTES = 1 << 26
 """Of a text. A predictor that answers in a millisecond would take a day for so much."""
 MAX_STREAMS = 256
+PREDICT = ["train_gpt.py", "predict", "model.srz"]
 _CODED, _PATCHED, _STREAMS = 1, 2, 4
 _TEXT_DIGEST, _MODEL_DIGEST, _TOKENIZER_DIGEST = 8, 4, 2
 
@@ -59,6 +66,43 @@ class Model:
     """The windows that it is asked with, as in scoring."""
     sha256: str
     """Of `train_gpt.py` and `model.srz` together."""
+
+
+def open_model(submission: Path, tokenizer: Tokenizer, *, allow_unsandboxed: bool = False) -> Model:
+    """A submission folder as a compressor; its code runs in cells only.
+
+    Raises
+        SubmissionError: a counted file is missing or damaged, or there is no sandbox here.
+    """
+    if (reason := why_unsandboxed()) and not allow_unsandboxed:
+        raise SubmissionError(
+            f"a submission's code runs in a sandbox, and {reason}; to run it without, "
+            "pass --allow-unsandboxed"
+        )
+    opened, declared = rules.container(submission)
+    if declared is None:
+        raise SubmissionError(f"{submission}: {opened.evidence}")
+    digest = hashlib.sha256()
+    try:
+        for name in COUNTED:
+            digest.update((submission / name).read_bytes())
+    except OSError as error:
+        raise SubmissionError(f"{submission}: cannot be read: {error}") from error
+
+    @contextmanager
+    def start() -> Iterator[Predictor]:
+        with (
+            Cell(submission) as cell,
+            RemotePredictor(cell, PREDICT, budget_s=math.inf) as predictor,
+        ):
+            yield predictor
+
+    return Model(
+        start=start,
+        tokenizer=tokenizer,
+        evaluation=declared.evaluation,
+        sha256=digest.hexdigest(),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -401,7 +401,13 @@ def _probe(question: Question, scored: Scored) -> list[RuleResult]:
             predictor.budget_s = _patience(found)
             last.append(
                 memory.memorisation(
-                    predictor, tokens, scored.nats, training, declared.evaluation, rng
+                    predictor,
+                    tokens,
+                    scored.nats,
+                    training,
+                    declared.evaluation,
+                    rng,
+                    seconds=1.0 + 0.1 * found.eval_seconds,
                 )
             )
             if predictor.kind == "fixed":

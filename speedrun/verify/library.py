@@ -17,6 +17,7 @@ import json
 import marshal
 import os
 import shutil
+import site
 import subprocess
 import sys
 import warnings
@@ -39,6 +40,9 @@ FRAMEWORKS = (
     *("torch._dynamo", "torch._inductor.compile_fx", "multiprocessing.spawn", "ctypes.util"),
 )
 """What a predictor may count on, and with it a part of the library."""
+TOOLS = ("pip", "virtualenv", "distlib", "jedi", "mypy", "speedrun")
+"""Packages that no predictor has a use for, with parts of the library inside. And this one: what it
+could lend would not be counted."""
 _LAYOUT = 1
 """Goes up when the same library must give another copy."""
 # Anywhere in a path: tests, tools with windows, texts, and what is put in place by others.
@@ -103,9 +107,63 @@ def stand_in(hidden_documents: Sequence[str] = ()) -> Path:
     state += [_versions(), ids]
     hiding = plain.with_name(f"library-{_digest(state)}")
     if not hiding.is_dir():
-        hidden = _of_same_text(library, ids) - _imported(library)
+        imported = _imported()
+        hidden = {n for n in _of_same_text(library, ids) if str(library / n) not in imported}
         _keep(hiding, lambda target: _copy_without(plain, target, hidden))
     return hiding
+
+
+def package_folders() -> list[Path]:
+    """Folders with installed packages that a `python -I` here would use."""
+    return [path for name in site.getsitepackages() if (path := Path(name)).is_dir()]
+
+
+def twins(hidden_documents: Sequence[str]) -> list[Path]:
+    """Files of installed packages that say much of what a hidden document says.
+
+    Other versions of library modules are installed under other names: `setuptools._distutils` is
+    one. A twin has the file name of a document and a quarter of its long lines, and is not imported
+    by the frameworks, which have to work.
+    """
+    library = stdlib.library_folder()
+    ids = sorted({name for name in hidden_documents if name.endswith(".py")})
+    if not ids:
+        return []
+    folders = [(str(folder), folder.stat().st_mtime_ns) for folder in package_folders()]
+    state = [_LAYOUT, sys.version, stdlib.file_state(library), ids, folders]
+    memo = cache_folder() / f"twins-{_digest(state)}.json"
+    with suppress(OSError, ValueError):
+        return [Path(name) for name in json.loads(memo.read_bytes())]
+    said: dict[str, list[set[bytes]]] = {}
+    for name in ids:
+        with suppress(OSError):
+            if lines := _long_lines(library / name):
+                said.setdefault(Path(name).name, []).append(lines)
+    candidates = (path for folder in package_folders() for path in _python_files(folder))
+    found = {
+        str(path)
+        for path in candidates
+        if any(_is_twin(_long_lines(path), lines) for lines in said.get(path.name, ()))
+    }
+    found -= _imported() if found else set()
+    write_atomic(memo, json.dumps(sorted(found)).encode())
+    return [Path(name) for name in sorted(found)]
+
+
+def _python_files(folder: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder):
+        if Path(place) == folder:
+            folders[:] = sorted(set(folders) - {*TOOLS})
+        yield from (Path(place, name) for name in files if name.endswith(".py"))
+
+
+def _long_lines(path: Path) -> set[bytes]:
+    return {line.strip() for line in path.read_bytes().splitlines() if len(line.strip()) >= 20}
+
+
+def _is_twin(lines: set[bytes], said: set[bytes]) -> bool:
+    shared = len(lines & said)
+    return shared >= 5 and 4 * shared >= len(said)
 
 
 def _digest(parts: Sequence[object]) -> str:
@@ -174,26 +232,21 @@ def _of_same_text(library: Path, ids: Sequence[str]) -> set[str]:
     return {name for name in _modules(library) if (library / name).read_bytes() in texts}
 
 
-def _imported(library: Path) -> set[str]:
-    """Modules of the library that Python and the frameworks import, found out by importing."""
-    memo = cache_folder() / f"imported-{_digest([sys.version, str(library), *_versions()])}.json"
+def _imported() -> set[str]:
+    """Paths of modules that Python and the frameworks import, found out by importing."""
+    memo = cache_folder() / f"imported-{_digest([sys.version, sys.prefix, *_versions()])}.json"
     with suppress(OSError, ValueError):
         return set(json.loads(memo.read_bytes()))
     command = [sys.executable, "-I", "-c", _TRIAL, *FRAMEWORKS]
     done = subprocess.run(command, capture_output=True, timeout=600, check=False)
     try:
-        files = json.loads(done.stdout.splitlines()[-1])
+        found = {file for file in json.loads(done.stdout.splitlines()[-1]) if file}
     except (ValueError, IndexError):
         words = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise SubmissionError(
             f"cannot find out what the frameworks import: {' '.join(words) or done.returncode}; "
             f"try `{sys.executable} -c 'import torch'`"
         ) from None
-    found = {
-        str(Path(file).relative_to(library))
-        for file in files
-        if file and Path(file).is_relative_to(library)
-    }
     write_atomic(memo, json.dumps(sorted(found)).encode())
     return found
 

@@ -57,10 +57,9 @@ class OneByOne:
     def _tell(self) -> None:
         """Pass over one window, which is never the last, exactly as `bpb.score` does."""
         start = self._told * self._stride
-        stop = start + self._context
         scored = self._context - self._stride if start else 0
-        text = self._texts[0].astype(np.int64)[: stop + 1]
-        self._predictor.predict(text[None, start:stop], np.array([scored]))
-        first = start + scored
-        self._predictor.observe(text[first + (first > 0) :])
+        text = self._texts[0, start : start + self._context + 1].astype(np.int64)
+        self._predictor.predict(text[None, :-1], np.array([scored]))
+        # The first token of all is told with the first target; each other one was a target.
+        self._predictor.observe(text[scored + 1 :] if start else text)
         self._told += 1

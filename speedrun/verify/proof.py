@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,8 @@ class Proof:
     """First target and number of targets of each run; target i is token i + 1 of the stream."""
     is_complete: bool
     """Every target of the stream was coded."""
+    kind: Literal["fixed", "adaptive"]
+    """What the predictor says that it is; it must not change between scoring and this."""
     claimed_bits: float
     """Of these tokens, by the nats of scoring."""
     coded_bits: int
@@ -123,6 +126,7 @@ def prove(
                 f"the text has token {int(tokens.max()):,}, the predictor's vocabulary ends at "
                 f"{predictor.vocab_size - 1:,}; it was made for another tokenizer"
             )
+        kind = predictor.kind
         shown = OneByOne(predictor, tokens[None], **windows)
         for done, place in enumerate(places.tolist()):
             costs[done] = encoder.put(int(tokens[place + 1]), shown.at(place)[0])
@@ -133,6 +137,8 @@ def prove(
     found[places + 1] = 0
     decoder, first_wrong = Decoder(code), None
     with start() as predictor:
+        if predictor.kind != kind:
+            raise PredictorError(f"the predictor was {kind} at first and is {predictor.kind} now")
         shown = OneByOne(predictor, found[None], **windows)
         for done, place in enumerate(places.tolist()):
             try:
@@ -150,6 +156,7 @@ def prove(
         num_tokens=len(places),
         runs=_runs(places),
         is_complete=len(places) == len(nats),
+        kind=kind,
         claimed_bits=float(claims.sum()),
         coded_bits=8 * len(code),
         worst_target=int(places[worst]),

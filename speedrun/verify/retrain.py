@@ -211,20 +211,14 @@ class _Course:
     judged_s: float | None
     """Training as the judge's clock saw it between two lines of the log; None without lines."""
     isolation: str
-    budgeted: tuple[str, ...] = rules.BUDGETED
-    """Phases that count, whatever the ledger marks them as."""
+    budgeted_s: float
+    """Seconds that count, whatever the ledger marks them as."""
 
     @property
     def num_steps(self) -> int:
         """Steps that the ledger counts."""
         steps = [phase.details.get("steps") for phase in self.phases if phase.name == "train"]
         return max((step for step in steps if type(step) is int), default=0)
-
-    @property
-    def budgeted_s(self) -> float:
-        """Seconds that count."""
-        counted = (p for p in self.phases if p.on_budget or p.name in self.budgeted)
-        return sum(phase.seconds for phase in counted)
 
     @property
     def booked_s(self) -> float:
@@ -361,7 +355,7 @@ def _train(task: _Task, place: Path, set_up_s: float) -> tuple[_Course, Declared
         heard.wall_s,
         _judged_s(heard, phases),
         cell.isolation,
-        (*rules.BUDGETED, *(rules.CALIBRATING if task.track.is_on("calibration") else ())),
+        sum(phase.seconds for phase in phases if rules.counts(phase, task.track)),
     )
     _check_time(course, task, set_up_s)
     return course, declared

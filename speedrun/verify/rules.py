@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from speedrun.clock import read_ledger
+from speedrun.clock import Phase, read_ledger
 from speedrun.config import EvalConfig, RunConfig
 from speedrun.data.dataset import Dataset
 from speedrun.errors import DataError, FormatError, SpeedrunError, SubmissionError
@@ -63,12 +63,15 @@ _CONDITION = {
     **dict.fromkeys(("hashes", "claims", "provenance", "retrain"), "V11"),
     "kind": "V12",
 }
-BUDGETED = ("count", "train")
-"""Phases that change state from training data: they count, whatever a ledger marks them as."""
+FREE = ("set-up", "warm-up", "compile", "validate", "checkpoint", "pack", "evaluate")
+"""Phases that may be off the budget, besides what was discarded; whatever else a ledger names
+counts, however it is marked."""
 CALIBRATING = ("calibrate", "average")
 """The same where the track's ruling on calibration is on."""
 CLAIM_TOLERANCE_BPB = 1e-4
 """Between the trainer's own score and ours: float rounding of other kernels stays below it."""
+CLAIM_TOLERANCE_NATS = 1e-3
+"""The same in nats per token."""
 STATE_NATS = 1e-2
 """Between the same question before and after scoring."""
 MAX_WINDOW_LOGITS = 1 << 29
@@ -252,6 +255,8 @@ def claims(folder: Path, track: Track) -> RuleResult:
         for key in ("val_bpb", "val_loss", "seed")
         if not _is_number(found.get(key))
     ]
+    if type(found.get("seed")) is not int or not 0 <= found["seed"] < 1 << 63:
+        wrong.append(f"seed is {str(found.get('seed'))[:40]!r}, expected a whole number")
     wrong += [
         f"{key} is {str(found.get(key))[:40]!r}, expected {expected!r}"
         for key, expected in {
@@ -270,6 +275,14 @@ def claims(folder: Path, track: Track) -> RuleResult:
     )
 
 
+def counts(phase: Phase, track: Track) -> bool:
+    """Whether a phase's seconds count against the training budget."""
+    is_free = phase.name in FREE or phase.name.startswith("discarded ")
+    if phase.name in CALIBRATING and not track.is_on("calibration"):
+        is_free = True
+    return phase.on_budget or not is_free
+
+
 def training_time(folder: Path, track: Track) -> RuleResult:
     """The ledger's chain holds, and what it books on the budget fits the track's limit."""
     rule = Rule("training-time")
@@ -277,8 +290,7 @@ def training_time(folder: Path, track: Track) -> RuleResult:
         phases = read_ledger(folder / "logs" / "ledger.jsonl")
     except (SubmissionError, RecursionError) as error:
         return rule.result(False, evidence=str(error), fix="hand in the ledger as it was written")
-    budgeted = (*BUDGETED, *CALIBRATING) if track.is_on("calibration") else BUDGETED
-    spent_s = sum(p.seconds for p in phases if p.on_budget or p.name in budgeted)
+    spent_s = sum(p.seconds for p in phases if counts(p, track))
     trained_s = sum(p.seconds for p in phases if p.name == "train")
     return rule.result(
         trained_s > 0 and spent_s <= track.train_seconds,
@@ -422,6 +434,15 @@ def metric(folder: Path, measurement: Measurement, dataset: Dataset) -> RuleResu
     if not _is_number(claimed):
         return rule.undecided("no claim to compare with", measured=measured)
     difference = measurement.bpb - float(claimed)  # type: ignore[arg-type]
+    loss = read_claims(folder).get("val_loss")
+    if _is_number(loss) and abs(float(loss) - measurement.nats_per_token) > CLAIM_TOLERANCE_NATS:  # type: ignore[arg-type]
+        return rule.result(
+            False,
+            f"{measurement.nats_per_token:.6f} nats per token",
+            f"val_loss {loss:.6f}",
+            evidence="the claimed loss is of other predictions than those measured",
+            fix="claim what `speedrun verify` measures",
+        )
     holds = abs(difference) <= CLAIM_TOLERANCE_BPB
     evidence = f"measured minus claimed: {difference:+.6f} bpb"
     if not holds and (why := explain_claim(float(claimed), measurement, dataset)):  # type: ignore[arg-type]

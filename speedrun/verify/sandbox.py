@@ -7,108 +7,35 @@ system calls (`syscalls`), the kernel limits each process, and `watch` limits th
 it is ended, all that it started end with it.
 
 Without bubblewrap only the limits hold; that has to be allowed, and `Cell.isolation` says it.
+How the walls are put up is the matter of `walls`.
 """
 
 from __future__ import annotations
 
-import functools
 import os
-import platform
-import re
-import secrets
 import shutil
 import stat
 import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
-from speedrun.errors import SpeedrunError, SubmissionError
+from speedrun.errors import SubmissionError
 from speedrun.files import sha256_file
 from speedrun.verify import view
-from speedrun.verify.library import stand_in
+from speedrun.verify.library import stand_in, twins
 from speedrun.verify.store import Store
-from speedrun.verify.syscalls import filter_program
-from speedrun.verify.watch import Allowance, Watch, end_family, tasks_of_user
+from speedrun.verify.walls import Walls, best_walls, other_tasks, room, start, unused_user
+from speedrun.verify.watch import Allowance, Watch, end_family
 
 COUNTED = ("train_gpt.py", "model.srz")
 """The files that a predictor consists of: what is counted is what runs."""
-_MAX_COUNTED_BYTES = 1 << 30
 _OWN_TASKS = 4
 """Of bubblewrap or the warden, beside the predictor's own."""
 _RESERVE_TASKS = 64
 """So many more the kernel allows: it would only refuse, while the watch ends who asks for more."""
-
-# Limits are set by a process of its own before it becomes the command: code between fork and exec
-# of a judge that has threads could deadlock.
-_LIMITER = """
-import os, resource, sys
-settings, user = sys.argv[1], int(sys.argv[2])
-try:
-    with open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")
-except OSError:
-    pass
-if user:
-    os.setgroups([])
-    os.setresgid(user, user, user)
-    os.setresuid(user, user, user)
-for setting in settings.split(","):
-    name, value = setting.split("=")
-    kind = getattr(resource, name, None)
-    if kind is not None:
-        hard = resource.getrlimit(kind)[1]
-        value = int(value) if hard == resource.RLIM_INFINITY else min(int(value), hard)
-        resource.setrlimit(kind, (value, value))
-os.execv(sys.argv[3], sys.argv[3:])
-"""
-# In bubblewrap's place, where there is none: root gives the command a process namespace, which ends
-# whole. Others are left with a subreaper: children that lose their parent come to it to be ended.
-_WARDEN = """
-import ctypes, os, signal, sys
-def reap(child):
-    ended, status = 0, 0
-    while ended != child:
-        ended, status = os.wait()
-    code = os.waitstatus_to_exitcode(status)
-    return code if code >= 0 else 128 - code
-def end():
-    while linux:
-        with open(f"/proc/self/task/{os.getpid()}/children") as file:
-            children = file.read().split()
-        if not children:
-            break
-        for child in map(int, children):
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-linux = sys.platform == "linux"
-if linux:
-    libc = ctypes.CDLL(None)
-    PDEATHSIG, SUBREAPER, NEWPID = 1, 36, 0x20000000
-    libc.prctl(SUBREAPER, 1, 0, 0, 0)
-    signal.signal(signal.SIGTERM, lambda *_: (end(), os._exit(143)))
-    libc.prctl(PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    libc.unshare(NEWPID)
-first = os.fork()
-if not first:
-    if linux:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        libc.prctl(PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    second = os.fork()
-    if not second:
-        os.execv(sys.argv[1], sys.argv[1:])
-for number in (0, 1, 2):
-    os.close(number)
-code = reap(first or second)
-if first:
-    end()
-os._exit(code)
-"""
 
 
 def memory_bytes() -> int:
@@ -129,6 +56,8 @@ class Limits:
     """All files in /tmp, and as much again in /dev/shm."""
     num_processes: int = 0
     """Processes and threads of all; 0 allows 512 and 16 for each core."""
+    folder_bytes: int = 4_000_000_000
+    """All files in folders that are lent to be written to."""
     num_files: int = 1_024
     """Open files of each."""
     cpu_s: float = float("inf")
@@ -173,52 +102,21 @@ def gpu_devices() -> tuple[str, ...]:
     return tuple(str(device) for device in sorted(Path("/dev").glob("nvidia*")))
 
 
-class Walls(StrEnum):
-    """What holds a process in."""
-
-    USER = "bubblewrap started by root; inside, the process becomes a user that nobody is"
-    NAMESPACE = "bubblewrap with a namespace of users"
-    NONE = "limits only"
-
-
-@functools.cache
-def best_walls() -> tuple[Walls, str]:
-    """The best that works here, and why there are none."""
-    if shutil.which("bwrap") is None:
-        return Walls.NONE, "bubblewrap is not installed (Debian, Ubuntu: apt install bubblewrap)"
-    # The kernel does not count root's processes, and its settings are root's to write: as root,
-    # the process becomes somebody else. Where root lacks the right to, a namespace has to do.
-    reason = ""
-    for walls in (Walls.USER, Walls.NAMESPACE) if _unused_user() else (Walls.NAMESPACE,):
-        try:
-            room = _room(walls, Limits(), stand_in())
-            with _start(walls, Limits(), ["-S", "-c", ""], room=room) as trial:
-                _, said = trial.communicate()
-        except (OSError, SpeedrunError) as error:
-            reason = reason or str(error)
-            continue
-        if trial.returncode == 0:
-            return walls, ""
-        reason = reason or said.decode(errors="replace").strip() or f"exit {trial.returncode}"
-    return Walls.NONE, f"bubblewrap does not work here: {reason.splitlines()[-1]}"
-
-
-def why_unsandboxed() -> str:
-    """Empty where bubblewrap works; otherwise what is missing."""
-    return best_walls()[1]
-
-
 class Process:
     """A process in a cell, with its own store. The `with` block ends it and all that it started."""
 
     def __init__(
-        self, popen: subprocess.Popen[bytes], store: Store, limits: Limits, folder: Path | None
+        self,
+        popen: subprocess.Popen[bytes],
+        store: Store,
+        allowance: Allowance,
+        folder: Path | None,
     ) -> None:
         self.popen = popen
         self.store = store
         """Takes the logits of one call."""
         self._folder = folder
-        self._watch = Watch(popen.pid, limits.allowance)
+        self._watch = Watch(popen.pid, allowance)
         self._watch.start()
 
     @property
@@ -282,8 +180,10 @@ class Cell:
                 f"a submission's code runs in a sandbox only, and {self._reason}; to run it with "
                 "limits but without walls, pass --allow-unsandboxed"
             )
-        self._hidden = tuple(hidden_documents)
-        self._library = Path() if self._reason else stand_in(self._hidden)
+        self._library, self._blanked = Path(), list[Path]()
+        if not self._reason:
+            self._library = stand_in(hidden_documents)
+            self._blanked = twins(hidden_documents)
         self._folder = Path(tempfile.mkdtemp(prefix="speedrun-judge-"))
         self.files = self._folder / "files"
         """The private copies: what really runs."""
@@ -313,9 +213,14 @@ class Cell:
         """Run `python ARGUMENTS` beside the counted files. Who starts a process has to end it.
 
         Python runs isolated (-I): no variables, no user's packages, no modules beside the script.
-        The process inherits its store and `descriptors`, and finds an empty scratch folder.
-        `readable` and `writable` lend files and folders from outside, by the name for `inside`.
-        It may be another user, who needs the right to read and write them.
+        The process finds an empty scratch folder.
+
+        Args:
+            arguments: The script and its own arguments.
+            descriptors: What it inherits, beside its store.
+            readable: Files and folders to lend, by the name for `inside`. The process may be
+                another user, who needs the right to read them.
+            writable: Folders to lend that it may write to, likewise.
 
         Raises
             SubmissionError: the private copies were changed.
@@ -323,33 +228,41 @@ class Cell:
         for name, expected in self._sums.items():
             if sha256_file(self.files / name) != expected:
                 raise SubmissionError(f"{name}: something changed it while it was judged")
-        store = Store()
-        room, folder, cwd, scratch = [], None, Path("/"), "/tmp"
+        readable, writable = readable or {}, writable or {}
+        allowance = replace(
+            self.limits.allowance,
+            folders=tuple(writable.values()),
+            folder_bytes=self.limits.folder_bytes,
+        )
+        store, folder, cwd, scratch = Store(), None, Path("/"), "/tmp"
+        within: list[str] = []
         try:
             if self._walls is Walls.NONE:
                 folder = Path(tempfile.mkdtemp(dir=self._folder))
                 cwd, scratch = folder / "judged", str(_make_folder(folder / "tmp"))
                 _copy_counted(self.files, cwd)
-                for name, path in {**(readable or {}), **(writable or {})}.items():
-                    (self._folder / name).parent.mkdir(parents=True, exist_ok=True)
-                    (self._folder / name).symlink_to(path.resolve())
+                for name, path in {**readable, **writable}.items():
+                    link = self._folder / name
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    link.unlink(missing_ok=True)
+                    link.symlink_to(path.resolve())
             else:
-                room = _room(
-                    self._walls,
-                    self.limits,
+                visible = view.machine(
                     self._library,
-                    self._hidden,
-                    self.files,
-                    lent=[
-                        *(("--ro-bind", path, name) for name, path in (readable or {}).items()),
-                        *(("--bind", path, name) for name, path in (writable or {}).items()),
-                    ],
+                    devices=self.limits.devices,
+                    blanked=self._blanked,
+                    readable={"/judged": self.files}
+                    | {self.inside(name): path for name, path in readable.items()},
+                    writable={self.inside(name): path for name, path in writable.items()},
                 )
-            popen = _start(
+                scratch_bytes = self.limits.scratch_bytes
+                within = room(self._walls, visible, scratch_bytes=scratch_bytes, cwd="/judged")
+            popen = start(
                 self._walls,
-                self.limits,
                 arguments,
-                room=room,
+                settings=self.limits.settings(other_tasks=other_tasks(self._walls)),
+                within=within,
+                user=unused_user() if self._walls is Walls.USER else 0,
                 cwd=cwd,
                 scratch=scratch,
                 descriptors=[store.descriptor, *descriptors],
@@ -357,7 +270,7 @@ class Cell:
         except BaseException:
             store.close()
             raise
-        return Process(popen, store, self.limits, folder)
+        return Process(popen, store, allowance, folder)
 
     def close(self) -> None:
         """Remove the folder. Processes are ended by who started them."""
@@ -400,114 +313,3 @@ def _make_folder(path: Path) -> Path:
     path.mkdir()
     path.chmod(0o755)
     return path
-
-
-def _unused_user() -> int:
-    """As root, a number that no user has; 0 for others, and where numbers are few."""
-    try:
-        first, _, count = map(int, Path("/proc/self/uid_map").read_text().split()[:3])
-    except (OSError, ValueError):
-        return 0
-    if os.geteuid() or first or count < 1 << 31 or not filter_program():
-        return 0
-    return (1 << 30) + secrets.randbelow(1 << 29)
-
-
-@functools.cache
-def _knows(option: str) -> bool:
-    """Whether this bubblewrap has an option; old ones lack some that make its walls thicker."""
-    done = subprocess.run(["bwrap", "--help"], capture_output=True, text=True, check=False)
-    return f" {option} " in done.stdout + done.stderr
-
-
-def _room(
-    walls: Walls,
-    limits: Limits,
-    library: Path,
-    hidden_documents: Sequence[str] = (),
-    files: Path | None = None,
-    lent: Sequence[tuple[str, Path, str]] = (),
-) -> list[str]:
-    """A bwrap command up to the program that it runs. `lent` are binds: how, what, by what name."""
-    command = ["bwrap", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
-    if walls is Walls.USER:
-        command += [f"--unshare-{kind}" for kind in ("pid", "net", "ipc", "uts", "cgroup-try")]
-        command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
-    else:
-        command += ["--unshare-all", "--unshare-user", "--uid", "1000", "--gid", "1000"]
-        command += ["--disable-userns"] if _knows("--disable-userns") else []
-    command += ["--hostname", "judged", "--proc", "/proc", "--dev", "/dev"]
-    for folder in ("/tmp", "/dev/shm"):
-        command += ["--perms", "1777"]
-        command += ["--size", str(limits.scratch_bytes)] if _knows("--size") else []
-        command += ["--tmpfs", folder]
-    command += view.machine(library, devices=limits.devices, hidden_documents=hidden_documents)
-    if files is not None:
-        command += ["--ro-bind", str(files), "/judged", "--chdir", "/judged"]
-    for folder in dict.fromkeys(name.rpartition("/")[0] for _, _, name in lent if "/" in name):
-        command += ["--dir", f"/{folder}"]  # of itself, bwrap makes folders that are its own only
-    for how, path, name in lent:
-        command += [how, str(path.resolve()), f"/{name}"]
-    command += ["--remount-ro", "/dev", "--remount-ro", "/"]
-    while "--perms" in command and not _knows("--perms"):
-        place = command.index("--perms")
-        del command[place : place + 2]
-    return command
-
-
-def _start(
-    walls: Walls,
-    limits: Limits,
-    arguments: Sequence[str],
-    *,
-    room: Sequence[str] = (),
-    cwd: Path = Path("/"),
-    scratch: str = "/tmp",
-    descriptors: Sequence[int] = (),
-) -> subprocess.Popen[bytes]:
-    """Run `python ARGUMENTS` within walls."""
-    python = [sys.executable, "-I", "-B", "-u"]
-    user = _unused_user() if walls is Walls.USER else 0
-    # A user that nobody is has no other processes; since Linux 5.14, nor has a namespace of users.
-    version = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
-    alone = walls is Walls.USER or (walls is Walls.NAMESPACE and version >= (5, 14))
-    settings = limits.settings(other_tasks=0 if alone else tasks_of_user())
-    inside = [*python, "-S", "-c", _LIMITER, settings, str(user), *python, *arguments]
-    with _pipe_of(filter_program()) as filtering:
-        if walls is Walls.NONE:
-            command = [*python, "-S", "-c", _WARDEN, *inside]
-        else:
-            command = [*room, *(("--seccomp", str(filtering)) if filtering else ()), "--", *inside]
-            descriptors = [*descriptors, *((filtering,) if filtering else ())]
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            cwd=cwd,
-            env={
-                "PATH": "/usr/bin:/bin",
-                "LANG": "C.UTF-8",
-                "HOME": scratch,
-                "TMPDIR": scratch,
-                "USER": "judged",
-            },
-            pass_fds=descriptors,
-            start_new_session=True,
-        )
-
-
-@contextmanager
-def _pipe_of(data: bytes) -> Iterator[int]:
-    """A descriptor from which a child can read a little data; 0 if there is none."""
-    if not data:
-        yield 0
-        return
-    reading, writing = os.pipe()
-    try:
-        os.write(writing, data)  # a kilobyte: it fits into the pipe
-        os.close(writing)
-        yield reading
-    finally:
-        os.close(reading)

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import functools
 import re
-import site
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from speedrun.data import stdlib
-from speedrun.verify.library import EMPTY
+from speedrun.verify.library import EMPTY, TOOLS, package_folders
 
 # A GPU's driver looks at much of /sys; without one, the processor's shape is enough.
 _SYS, _SYS_OF_A_PROCESSOR = ("/sys",), ("/sys/devices/system/cpu", "/sys/devices/system/node")
@@ -28,16 +27,6 @@ _LIBRARIES = ("/lib", "/lib32", "/lib64", "/libx32", "/usr/lib", "/usr/lib32", "
 # Folders below a library folder that hold what programs and compilers link to. All others belong
 # to one program each, and some bring a Python library of their own.
 _LINKED = re.compile(r".*-linux-.*|gcc.*|locale|bfd-plugins|gconv|cuda.*|nvidia.*|wsl|blas|lapack")
-# Packages that carry parts of the standard library and are of no use to a predictor.
-_TOOLS = ("pip", "virtualenv", "distlib", "jedi", "mypy")
-# Folders of the library with a twin among the packages, which compilers of frameworks may need.
-_TWINS = {
-    "distutils/": ("setuptools/_distutils/",),
-    "importlib/metadata/": ("importlib_metadata/", "setuptools/_vendor/importlib_metadata/"),
-    "importlib/resources/": ("importlib_resources/",),
-    "tomllib/": ("tomli/", "setuptools/_vendor/tomli/"),
-    "zoneinfo/": ("backports/zoneinfo/",),
-}
 # Settings of the kernel that belong to root, who may be the one that runs the judge.
 _KERNEL = ("/proc/sys", "/proc/sysrq-trigger")
 
@@ -50,15 +39,31 @@ def show(path: Path, *, inside: str = "", option: str = "--ro-bind") -> list[str
 
 
 def machine(
-    stand_in: Path, *, devices: Sequence[str] = (), hidden_documents: Sequence[str] = ()
+    stand_in: Path,
+    *,
+    devices: Sequence[str] = (),
+    blanked: Sequence[Path] = (),
+    readable: Mapping[str, Path] | None = None,
+    writable: Mapping[str, Path] | None = None,
 ) -> list[str]:
-    """Arguments that show this machine's system and Python, and the named devices.
+    """Arguments that show this machine's system and Python, and what else is named.
 
-    `stand_in` is `library.stand_in(hidden_documents)`.
+    Args:
+        stand_in: From `library.stand_in`.
+        devices: Device files.
+        blanked: Files to show without content, from `library.twins`.
+        readable: More files and folders, by the path where they are shown.
+        writable: Folders that can be written to, by the path where they are shown.
     """
-    arguments = [*_machine(stand_in), *_hide_twins(hidden_documents)]
-    for path in _SYS if devices else _SYS_OF_A_PROCESSOR:
-        arguments += show(Path(path))
+    arguments = list(_machine(stand_in))
+    for inside, path in (readable or {}).items():
+        arguments += show(path.resolve(), inside=inside)
+    for inside, path in (writable or {}).items():
+        arguments += show(path.resolve(), inside=inside, option="--bind")
+    for file in blanked:
+        arguments += show(Path("/dev/null"), inside=str(file))
+    for name in _SYS if devices else _SYS_OF_A_PROCESSOR:
+        arguments += show(Path(name))
     for device in devices:
         arguments += show(Path(device), inside=device, option="--dev-bind")
     return [*_folders({Path(place) for place in arguments[2::3]}), *arguments]
@@ -101,9 +106,7 @@ def _places(path: Path) -> list[Path]:
 
 
 def _sites() -> list[Path]:
-    """Folders with installed packages that a `python -I` here would use."""
-    folders = [path for name in site.getsitepackages() if (path := Path(name)).is_dir()]
-    return [place for folder in folders for place in _places(folder)]
+    return [place for folder in package_folders() for place in _places(folder)]
 
 
 def _show_prefix(prefix: Path, stand_in: Path) -> list[str]:
@@ -142,22 +145,9 @@ def _show_library(stand_in: Path) -> list[str]:
     for path in sorted(Path("/nix/store").glob("*/lib/python*/os.py")):
         if path.parent != stdlib.library_folder().resolve():
             arguments += show(stand_in / EMPTY, inside=str(path.parent))
-    # Code of an installed speedrun would not be counted, so it is not there to be used.
-    package = Path(__file__).resolve().parents[1].name
     for folder in _sites():
         arguments += show(folder, inside=str(folder))
-        for name in (*_TOOLS, package):
+        for name in TOOLS:
             if (folder / name).is_dir():
                 arguments += show(stand_in / EMPTY, inside=str(folder / name))
-    return arguments
-
-
-def _hide_twins(hidden_documents: Sequence[str]) -> list[str]:
-    arguments = []
-    for name in hidden_documents:
-        for start, twins in _TWINS.items():
-            for twin in twins if name.startswith(start) else ():
-                for folder in _sites():
-                    if (copy := folder / (twin + name.removeprefix(start))).is_file():
-                        arguments += show(Path("/dev/null"), inside=str(copy))
     return arguments

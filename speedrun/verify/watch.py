@@ -30,6 +30,9 @@ class Allowance:
     memory_bytes: int
     cpu_s: float
     wall_s: float
+    folders: tuple[Path, ...] = ()
+    """Folders of this machine that they may write to."""
+    folder_bytes: int = 0
 
 
 def family(pid: int, *, most: int = 1 << 22) -> list[int]:
@@ -116,8 +119,6 @@ class Watch(threading.Thread):
 
     def _find_fault(self) -> str:
         allowed = self._allowance
-        if time.monotonic() - self._began > allowed.wall_s:
-            return f"it ran for more than {allowed.wall_s:g} s"
         members = family(self._pid, most=allowed.tasks + 1)
         stats = {pid: fields for pid in members if (fields := _stat(pid))}
         stats |= self._alive()
@@ -135,6 +136,11 @@ class Watch(threading.Thread):
             held = sum(map(_fair_share, stats))
             if held > allowed.memory_bytes:
                 return f"it held {held:,} bytes of memory, {allowed.memory_bytes:,} are allowed"
+        written = sum(map(_written, allowed.folders))
+        if written > allowed.folder_bytes:
+            return f"it wrote {written:,} bytes, {allowed.folder_bytes:,} are allowed"
+        if time.monotonic() - self._began > allowed.wall_s:
+            return f"it ran for more than {allowed.wall_s:g} s"
         total, available = _memory("MemTotal"), _memory("MemAvailable")
         if available * _SPARE < total:
             return f"the machine had only {available:,} of {total:,} bytes of memory left"
@@ -161,6 +167,16 @@ def _fair_share(pid: int) -> int:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
         return int(text.split("Pss:")[1].split()[0]) * 1024
     return 0
+
+
+def _written(folder: Path) -> int:
+    """Bytes that a folder takes on disk."""
+    written = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                written += Path(place, name).lstat().st_blocks * 512
+    return written
 
 
 def _memory(key: str) -> int:

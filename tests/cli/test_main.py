@@ -7,7 +7,8 @@ import json
 import pytest
 
 COMMANDS = (
-    *("", "run", "pack", "verify", "records", "data", "recipes", "tracks"),
+    *("", "run", "pack", "verify", "compress", "decompress", "records", "data", "recipes"),
+    "tracks",
     *("records runs", "records list", "records add", "records compare", "records render"),
     *("data list", "data check", "data prepare", "recipes list", "recipes show", "recipes diff"),
     *("tracks list", "tracks show"),

@@ -165,7 +165,7 @@ def test_an_honest_predictor_is_proven(make, num_tokens, tokens):
     count = num_tokens or 1_100
     assert proof.holds and proof.is_decoded and proof.first_wrong is None
     assert proof.num_tokens == count == sum(length for _, length in proof.runs)
-    assert proof.is_complete == (num_tokens is None)
+    assert proof.is_complete == (num_tokens is None) and proof.kind == make.kind
     assert proof.coded_bits == pytest.approx(proof.claimed_bits, rel=1e-5, abs=8)
     assert abs(proof.worst_bits) < 1e-4
     assert told == [(done + 1, 2 * count) for done in range(2 * count)]
@@ -308,6 +308,12 @@ def test_a_foreign_vocabulary_is_named(tokens):
         proven(Counts, tokens + np.uint16(1), np.zeros(1_100))
 
 
+def test_a_predictor_that_changes_its_kind_is_named(tokens):
+    makes = iter((Counts, Learner))
+    with pytest.raises(PredictorError, match="was fixed at first and is adaptive now"):
+        proven(lambda: next(makes)(), tokens, np.zeros(1_100))
+
+
 def test_places_are_runs_and_every_target_has_its_turn():
     rng, hits = np.random.default_rng(3), np.zeros(1_000)
     for _ in range(400):
@@ -374,9 +380,9 @@ def test_another_raw_text_is_named(contest: Any, tmp_path: Path):
     tokens = dataset.val_tokens()
     starts = np.flatnonzero(tokens == dataset.bos_id)
     proof = Proof(
-        num_tokens=2, runs=((0, 1), (int(starts[1]), 1)), is_complete=False, claimed_bits=1.0,
-        coded_bits=1, worst_target=0, worst_bits=0.0, is_decoded=True, first_wrong=None,
-        seconds=0.0,
+        num_tokens=2, runs=((0, 1), (int(starts[1]), 1)), is_complete=False, kind="fixed",
+        claimed_bits=1.0, coded_bits=1, worst_target=0, worst_bits=0.0, is_decoded=True,
+        first_wrong=None, seconds=0.0,
     )  # fmt: skip
     found = compare_text(dataclasses.replace(dataset, folder=tmp_path), proof)
     assert found.differs == raw.document_ids[1]

@@ -27,8 +27,8 @@ from speedrun.pack.container import Section, write_container
 from speedrun.verify import retrain as module
 from speedrun.verify import sandbox
 from speedrun.verify.retrain import DEFAULT_SPREAD, expect, retrain
-from speedrun.verify.sandbox import why_unsandboxed
 from speedrun.verify.verdict import RuleResult, Status
+from speedrun.verify.walls import why_unsandboxed
 
 needs_bubblewrap = pytest.mark.skipif(bool(why_unsandboxed()), reason=why_unsandboxed() or "-")
 
@@ -233,14 +233,14 @@ def test_time_that_no_phase_explains_is_caught() -> None:
     phases = [Phase(name="train", start_s=0, stop_s=50, on_budget=True, details={"steps": 9})]
     task: Any = SimpleNamespace(budget_s=60.0)
     for wall_s, judged_s in ((109.0, 50.0), (109.0, None), (60.0, 52.4)):
-        module._check_time(module._Course(phases, wall_s, judged_s, ""), task, 120.0)
+        module._check_time(module._Course(phases, wall_s, judged_s, "", 50.0), task, 120.0)
     for wall_s, judged_s, said in (
         (111.0, 50.0, "61.0 s are in no phase of the ledger"),
         (109.0, 52.6, "the judge's clock saw more training than the ledger books"),
         (47.0, None, "the ledger books more time than passed"),
     ):
         with pytest.raises(module._BrokenError, match=said):
-            module._check_time(module._Course(phases, wall_s, judged_s, ""), task, 120.0)
+            module._check_time(module._Course(phases, wall_s, judged_s, "", 50.0), task, 120.0)
 
 
 def test_a_folder_that_fills_up_ends_the_training(
