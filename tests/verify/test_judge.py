@@ -185,7 +185,10 @@ def test_claims_for_another_track_or_size_fail(bench: Any) -> None:
         assert word in evidence(verdict, "claims")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, '{"val_bpb": NaN}', "\xff"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "[" * 100_000, '{"val_bpb": NaN}', "\xff", f'{{"val_bpb": {"9" * 400}}}'],
+)
 def test_unreadable_claims_fail_without_a_crash(bench: Any, text: str) -> None:
     folder = bench.submit()
     (folder / "submission.json").write_text(text, encoding="latin-1")
