@@ -117,7 +117,7 @@ def read_ledger(path: Path) -> list[Phase]:
                 details=dict(entry["details"]),
             )
             follows = entry["previous"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise SubmissionError(f"{where}: not a ledger entry: {error!r}") from error
         if follows != previous:
             raise SubmissionError(f"{where}: the chain is broken: an earlier line was changed")

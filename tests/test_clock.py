@@ -162,7 +162,10 @@ def test_a_missing_line_breaks_the_chain(tmp_path: Path, time: FakeTime) -> None
         read_ledger(path)
 
 
-@pytest.mark.parametrize("text", ["{}", "nonsense", '{"phase": 1}', "[]", "null"])
+@pytest.mark.parametrize(
+    "text",
+    ["{}", "nonsense", '{"phase": 1}', "[]", "null", f'{{"phase": 1, "start_s": {"9" * 400}}}'],
+)
 def test_a_foreign_line_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "ledger.jsonl"
     path.write_text(text + "\n")

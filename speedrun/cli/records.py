@@ -122,6 +122,8 @@ def compare(
         return
     print(f"{new.slug}: {new.val_bpb}\n{old.slug}: {old.val_bpb}")
     print(f"gain {found.gain:.4f} bpb, margin {found.margin:.4f}, one-sided p = {found.p:.3g}")
+    low, high = found.interval()
+    print(f"95 % interval of the gain {low:+.4f} to {high:+.4f}")
 
 
 @app.command("render", epilog="Example: speedrun records render --readme README.md")

@@ -137,7 +137,8 @@ class Bench:
         facts = SubmissionFacts(
             name=run.name, seed=run.seed, author="Ada", date="2026-01-02",
             val_bpb=self.true_bpb if claim is None else claim,
-            val_loss=self.true_loss, step_stop=10, wallclock_seconds=59.5, eval_time_seconds=1.0,
+            val_loss=self.true_loss, step_stop=10, wallclock_seconds=ledger.budgeted_s,
+            eval_time_seconds=1.0,
             model_params=64, hardware="any CPU", pytorch_version="2.13.0",
             data_fingerprint=self.text.fingerprint,
         )  # fmt: skip
