@@ -9,18 +9,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 from speedrun import settings
 from speedrun.corpora.load import FOLDER, CorpusSpec, load_corpus
 from speedrun.data import stdlib
 from speedrun.data.dataset import Dataset, open_dataset
-from speedrun.data.prepare import Document, prepare_dataset
+from speedrun.data.lock import hold
+from speedrun.data.prepare import prepare_dataset
+from speedrun.data.sources import Document
 from speedrun.data.tokenizer import train_tokenizer
-from speedrun.errors import DataError, OutputError
+from speedrun.errors import DataError
 from speedrun.files import write_atomic
 
 Echo = Callable[[str], object]
@@ -73,7 +73,8 @@ def _open_stdlib(spec: CorpusSpec, echo: Echo) -> Dataset:
     state = f"{stdlib.file_state(library)} {spec.vocab_size} {spec.validation_frac}"
     if dataset := _open_built(cache, spec, state, echo):
         return dataset
-    with _lock(cache / f"{spec.name}.lock", echo):
+    remedy = "set SPEEDRUN_CACHE to a folder that you may write to"
+    with hold(cache / f"{spec.name}.lock", echo, remedy=remedy):
         # Somebody else may have built it while we waited.
         if dataset := _open_built(cache, spec, state, echo):
             return dataset
@@ -146,47 +147,3 @@ def _is_sound(folder: Path, echo: Echo) -> bool:
 
 def _memo_path(cache: Path, spec: CorpusSpec) -> Path:
     return cache / f"{spec.name}.json"
-
-
-@contextmanager
-def _lock(path: Path, echo: Echo) -> Iterator[None]:
-    """Hold a file's lock; the system gives it back when the process dies."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
-    except OSError as error:
-        raise OutputError(
-            f"cannot write the cache {path.parent}: {error.strerror}; "
-            "set SPEEDRUN_CACHE to a folder that you may write to"
-        ) from error
-    with file:
-        try:
-            _take_lock(file, wait=False)
-        except OSError:
-            echo(f"waiting for another process that holds {path}")
-            _take_lock(file, wait=True)
-        yield
-
-
-def _take_lock(file: BinaryIO, *, wait: bool) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        _take_windows_lock(file, wait=wait)
-    else:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _take_windows_lock(file: BinaryIO, *, wait: bool) -> None:
-    import msvcrt
-
-    locking, modes = vars(msvcrt)["locking"], vars(msvcrt)
-    while True:
-        file.seek(0)
-        try:
-            locking(file.fileno(), modes["LK_LOCK" if wait else "LK_NBLCK"], 1)
-        except OSError:
-            if not wait:
-                raise
-        else:
-            return  # with LK_LOCK, Windows tries for ten seconds only, so ask again

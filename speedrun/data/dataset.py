@@ -26,6 +26,7 @@ from speedrun.files import sha256_file
 
 MANIFEST = "manifest.json"
 VERSION = 1
+_OPTIONAL = {"merkle_root", "train_raw_bytes", "order", "with_eos", "sources"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +68,35 @@ class ShardEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FileEntry:
+    """One file that documents were read from."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceEntry:
+    """One source: its files, and what became of its records."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    weight: float | None
+    files: tuple[FileEntry, ...]
+    records: int
+    """Records read, of which some were left out and some were not reached by the mixture."""
+    left_out: dict[str, int]
+    """Records by the filter that took them out; `duplicate` for texts that came before."""
+    documents: int
+    """Documents in the dataset."""
+    raw_bytes: int
+    """Bytes of their text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """What `manifest.json` says; the totals must be the sums over the shards."""
 
@@ -84,10 +114,21 @@ class Manifest:
     val_token_bytes: int
     lossless: bool
     shards: tuple[ShardEntry, ...]
+    # From here on what only streamed builds know; left out of the file where it is empty.
+    merkle_root: str = ""
+    """Of all files but the manifest; see `data.merkle`."""
+    train_raw_bytes: int = 0
+    order: str = ""
+    """How documents were ordered before the split: `hash` of the id, or `stream`."""
+    with_eos: bool = False
+    """Whether the tokenizer's EOS ends every document."""
+    sources: tuple[SourceEntry, ...] = ()
 
     def to_json(self) -> bytes:
         """Canonical bytes: the same manifest is the same file."""
-        text = json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, ensure_ascii=False)
+        values = dataclasses.asdict(self)
+        values = {key: value for key, value in values.items() if key not in _OPTIONAL or value}
+        text = json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False)
         return (text + "\n").encode()
 
     @classmethod
