@@ -1,12 +1,12 @@
-"""`speedrun data`: which corpora there are, and building one from JSON lines."""
+"""`speedrun data`: list corpora, fetch them, make one, check it, look into it."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import typer
 
+from speedrun.cli import data_prepare as prepare
 from speedrun.cli.screen import say_aside
 
 app = typer.Typer(help="Corpora: list, prepare, check.", no_args_is_help=True)
@@ -64,48 +64,8 @@ def check(
         print(f"{key.replace('_', ' '):<18} {shown}")
 
 
-@app.command(
-    "prepare", epilog="Example: speedrun data prepare docs.jsonl.zst --tokenizer sp.model --out D"
-)
-def prepare(
-    source: Path = typer.Argument(
-        metavar="SOURCE", help="JSON lines with id and text: .jsonl, .jsonl.zst, .gz."
-    ),
-    tokenizer: Path = typer.Option(..., metavar="FILE", help="SentencePiece model."),
-    out: Path = typer.Option(..., metavar="FOLDER", help="Dataset folder to make."),
-    validation_documents: int = typer.Option(
-        120,
-        metavar="N",
-        min=1,
-        help="Held out: the first by SHA-256 of id.",
-    ),
-    as_json: bool = _JSON,
-) -> None:
-    """Make a dataset: tokenise documents, hold some out.
-
-    The folder has shards, a manifest, the tokenizer and the raw validation text.
-    """
-    from speedrun.data.prepare import prepare_dataset, read_jsonl
-    from speedrun.data.tokenizer import Tokenizer
-
-    dataset = prepare_dataset(
-        read_jsonl(source),
-        Tokenizer.load(tokenizer),
-        out,
-        name=out.name,
-        validation_count=validation_documents,
-    )
-    if as_json:
-        facts = {
-            "folder": str(out),
-            "train_shards": len(dataset.train_shards),
-            "validation_tokens": len(dataset.val_tokens()),
-            "validation_bytes": dataset.val_raw_bytes,
-            "fingerprint": dataset.fingerprint,
-        }
-        print(json.dumps(facts, indent=2))
-        return
-    print(
-        f"{out}: {len(dataset.train_shards)} training shards, "
-        f"{len(dataset.val_tokens()):,} validation tokens, {dataset.val_raw_bytes:,} bytes"
-    )
+app.command(
+    "prepare",
+    short_help="Make a dataset from text, JSON lines or parquet.",
+    epilog="Example: speedrun data prepare docs.jsonl.zst --tokenizer sp.model --out D",
+)(prepare.prepare)

@@ -164,6 +164,11 @@ class Part:
         start, end = self.token_starts[document : document + 2].tolist()
         return self._read(self._starts[5] + 2 * start, 2 * (end - start))
 
+    def read_streams(self) -> list[Tokens]:
+        """Tokens of every document, BOS first."""
+        stream = np.frombuffer(self._section(5), dtype="<u2")
+        return np.split(stream, self.token_starts[1:-1]) if self.documents else []
+
     def read_texts(self) -> bytes:
         """All texts, one after the other; `byte_starts` says where each begins."""
         return zstandard.ZstdDecompressor().decompress(self._section(6))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,6 @@ TRAINING_BYTES = 16_000_000
 bytes per token at twice the time."""
 
 
-_WORDS = re.compile(f"{SPACE}+[^{SPACE}]*|[^{SPACE}]+")
 _MAX_WORDS = 400_000
 _STOP = "."
 _UNKNOWN_BYTES = len(" \u2047 ".encode())
@@ -146,7 +146,7 @@ class SentencePieces(Tokenizer):
         )
 
     def _encode_words(self, texts: list[str]) -> list[Tokens]:
-        words = [_WORDS.findall(text) for text in map(self._pieces.normalize, texts)]
+        words = [self._pattern.findall(text) for text in map(self._pieces.normalize, texts)]
         if len(self._words) > _MAX_WORDS:
             self._words = {}
         self._learn(list(set().union(*words).difference(self._words)))
@@ -160,21 +160,58 @@ class SentencePieces(Tokenizer):
                 encoded.append(np.frombuffer(ids, dtype=np.uint16))
         return encoded
 
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        """Cuts a normalised text where no piece can reach across.
+
+        That is before a space; and, in a model that starts texts as they are, between characters
+        that no piece joins. Characters without a piece stay together: their run is one unknown.
+        """
+        if str(self._pieces.normalize(_STOP)) != _STOP:
+            return re.compile(f"{SPACE}+[^{SPACE}]*|[^{SPACE}]+")
+        bodies = [
+            str(self._pieces.id_to_piece(token)).replace(SPACE, "")
+            for token in range(self.vocab_size)
+            if self._is_text(token)
+        ]
+        groups: dict[str, set[str]] = {}
+        for body in bodies:
+            if len(body) > 1:
+                joined = set(body).union(*(groups.get(letter, ()) for letter in body))
+                groups |= dict.fromkeys(joined, joined)
+        runs = {f"[{re.escape(''.join(sorted(group)))}]+" for group in groups.values()}
+        known = set().union(*bodies)
+        alone = re.escape("".join(sorted(known - groups.keys())))
+        # The most frequent group is likely to be the largest: letters.
+        choices = [*sorted(runs, key=len, reverse=True), f"[{alone}]" if alone else ""]
+        unknown = f"[^{re.escape(''.join(sorted(known)))}{SPACE}]+"
+        either = "|".join(filter(None, [*choices, unknown]))
+        return re.compile(f"{SPACE}*(?:{either})|{SPACE}+", re.DOTALL)
+
+    def _is_text(self, token: int) -> bool:
+        pieces = self._pieces
+        return not (pieces.is_control(token) or pieces.is_unknown(token) or pieces.is_byte(token))
+
     def _learn(self, words: list[str]) -> None:
         """Enter words into the table; None where the library would not see the same word again."""
-        pieces, before = self._pieces, self._pieces.encode(_STOP)
-        stop = str(pieces.normalize(_STOP))
-        led = [word.startswith(SPACE) for word in words]
-        plain = [
-            (_STOP if is_led else "") + word.replace(SPACE, " ")
-            for word, is_led in zip(words, led, strict=True)
-        ]
-        for word, is_led, text, ids in zip(words, led, plain, pieces.encode(plain), strict=True):
-            skipped = before if is_led else []
-            same = pieces.normalize(text) == (stop if is_led else "") + word
-            same &= ids[: len(skipped)] == skipped
-            known = np.array(ids[len(skipped) :], dtype=np.uint16).tobytes()
-            self._words[word] = known if same else None
+        for is_led in (True, False):
+            group = [word for word in words if word.startswith(SPACE) == is_led]
+            first = _STOP if is_led else ""
+            plain = [first + word.replace(SPACE, " ") for word in group]
+            skipped = self._pieces.encode(first) if is_led else []
+            encoded = self._pieces.encode(plain) if plain else []
+            for word, ids, same in zip(group, encoded, self._come_back(group, plain), strict=True):
+                same = same and ids[: len(skipped)] == skipped
+                self._words[word] = array("H", ids[len(skipped) :]).tobytes() if same else None
+
+    def _come_back(self, words: list[str], plain: list[str]) -> list[bool]:
+        """Whether normalising each text gives its word again; at best one call for all."""
+        normalize = self._pieces.normalize
+        joined = _STOP.join(plain)
+        stop = str(normalize(_STOP)) if plain and plain[0] != words[0] else ""
+        if normalize(joined) == stop + (_STOP + _STOP * bool(stop)).join(words):
+            return [True] * len(words)
+        return [normalize(text) == stop + word for text, word in zip(plain, words, strict=True)]
 
 
 def train_pieces(

@@ -37,6 +37,8 @@ class Layout:
     shard_tokens: int = 100_000_000
     """A shard ends with the document that reaches it."""
     keep_duplicates: bool = False
+    keep_overlap: bool = False
+    """Keep training documents that are like a validation document."""
     seed: int = 0
     """Of the order in which a mixture draws from its sources."""
 
@@ -73,8 +75,8 @@ class MoreNeededError(Exception):
 
 def make_plan(
     folder: Path, paths: Sequence[Path], sources: Sequence[Encoded], layout: Layout
-) -> tuple[list[Cut], list[int]]:
-    """Write `train.plan` and `val.plan`; returns the shards, and duplicates dropped per source.
+) -> list[int]:
+    """Write `train.plan` and `val.plan`; returns how many duplicates each source had.
 
     Raises
         MoreNeededError: encode more of that source and ask again.
@@ -87,11 +89,32 @@ def make_plan(
         ordered = folder / "ordered"
         _sort(index, ordered)
     _split(ordered, folder, layout)
-    return [
-        cut
-        for split in ("train", "val")
-        for cut in _cut(read_plan(folder, split), split, layout.shard_tokens)
-    ], dropped
+    return dropped
+
+
+def cut_plan(folder: Path, split: Split, layout: Layout) -> list[Cut]:
+    """The shards of a split."""
+    return list(_cut(read_plan(folder, split), split, layout.shard_tokens))
+
+
+def drop_from_plan(folder: Path, dropped: Sequence[Sequence[int]]) -> list[int]:
+    """Take documents, given by part, out of the training plan; returns how many of each part."""
+    entries = read_plan(folder, "train")
+    counts = np.zeros(len(dropped), dtype=np.int64)
+    marked = [np.array(each, dtype=np.int64) for each in dropped]
+    kept = folder / "train.kept"
+    with kept.open("wb") as file:
+        for block in _blocks(entries):
+            # A part has few documents, so part and document make one small number.
+            place = block["part"].astype(np.int64) << 32 | block["document"]
+            wrong = [each + (part << 32) for part, each in enumerate(marked) if each.size]
+            is_wrong = np.isin(place, np.concatenate(wrong)) if wrong else np.zeros(0, dtype=bool)
+            if wrong:
+                counts += np.bincount(block["part"][is_wrong], minlength=len(dropped))
+                block = block[~is_wrong]
+            file.write(block.tobytes())
+    kept.replace(folder / "train.plan")
+    return counts.tolist()
 
 
 def read_plan(folder: Path, split: Split) -> NDArray[Any]:
