@@ -25,7 +25,7 @@ class Order(StrEnum):
 
 def prepare(
     sources: list[str] = typer.Argument(
-        metavar="SOURCE...",
+        metavar="SOURCES",
         help=".txt, .jsonl(.zst|.gz) or .parquet: a file, a folder or a pattern. With PATH=WEIGHT "
         "each, a mixture by bytes of text, which ends where one of its sources does.",
     ),

@@ -45,9 +45,39 @@ def open_corpus(name: str | Path, *, echo: Echo = lambda line: None) -> Dataset:
         raise DataError(
             f"no corpus and no folder is called {str(name)!r}; corpora are {', '.join(shipped)}"
         )
-    specs = [load_corpus(other) for other in shipped]
-    published = next((spec for spec in specs if spec.folder == folder.resolve().name), None)
-    return open_dataset(folder, published=published)
+    return open_dataset(folder, published=_published_as(folder))
+
+
+def find_folder(
+    name: str, against: str = "", *, echo: Echo = lambda line: None
+) -> tuple[Path, CorpusSpec | None]:
+    """The folder of a corpus and what it should be, without looking into it.
+
+    A corpus that is built here is built, if need be. `against` names the corpus that a folder
+    should be, where its own name does not say it.
+
+    Raises
+        ConfigError: a corpus file has a wrong key or value.
+        DataError: nothing has this name, or it is not here.
+    """
+    spec = load_corpus(against) if against else None
+    shipped = settings.list_names(FOLDER)
+    if name in shipped or name.endswith(".toml"):
+        own = load_corpus(name)
+        built = open_corpus(name, echo=echo).folder if own.kind == "stdlib" else None
+        return built or _golf_folder(own), spec or own
+    folder = Path(name)
+    if not folder.is_dir():
+        raise DataError(
+            f"no corpus and no folder is called {name!r}; corpora are {', '.join(shipped)}"
+        )
+    return folder, spec or _published_as(folder)
+
+
+def _published_as(folder: Path) -> CorpusSpec | None:
+    """The shipped corpus whose folder has this name."""
+    specs = map(load_corpus, settings.list_names(FOLDER))
+    return next((spec for spec in specs if spec.folder == folder.resolve().name), None)
 
 
 def cache_folder() -> Path:
@@ -59,11 +89,20 @@ def cache_folder() -> Path:
 
 
 def _open_golf(spec: CorpusSpec) -> Dataset:
-    root = Path(os.environ.get("SPEEDRUN_DATA") or "data")
+    return open_dataset(_golf_folder(spec), published=spec)
+
+
+def data_root() -> Path:
+    """Where published corpora lie: `SPEEDRUN_DATA`, or `data` below the working folder."""
+    return Path(os.environ.get("SPEEDRUN_DATA") or "data")
+
+
+def _golf_folder(spec: CorpusSpec) -> Path:
+    root = data_root()
     places = [root / "datasets" / spec.folder, root / spec.folder]
     for place in places:
         if place.is_dir():
-            return open_dataset(place, published=spec)
+            return place
     looked = " and ".join(map(str, places))
     raise DataError(f"corpus {spec.name} is not here: looked for {looked}; {spec.how_to_get}")
 

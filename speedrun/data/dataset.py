@@ -18,6 +18,7 @@ import numpy as np
 
 from speedrun import settings
 from speedrun.corpora.load import CorpusSpec
+from speedrun.data.byte_ids import FIRST_BYTE
 from speedrun.data.raw_bytes import RawText, check_accounting
 from speedrun.data.shards import Tokens, list_shards, open_shard
 from speedrun.data.tokenizer import Tokenizer
@@ -223,7 +224,7 @@ class Dataset:
             DataError: a shard is damaged, or the stream is not the published one.
         """
         tokens = np.concatenate([open_shard(path) for path in self.val_shards])
-        if self.published is not None:
+        if self.published is not None and self.published.validation_tokens:
             scored = self.published.validation_tokens
             # The field scores floor((N - 1) / 2048) * 2048 tokens.
             if not scored <= tokens.size - 1 < scored + 2048:
@@ -243,7 +244,7 @@ class Dataset:
         """
         if self.manifest is not None:
             return self.manifest.val_raw_bytes
-        return self._published().validation_bytes
+        return self._published_bytes()
 
     @property
     def val_token_bytes(self) -> int:
@@ -254,7 +255,7 @@ class Dataset:
         """
         if self.manifest is not None:
             return self.manifest.val_token_bytes
-        return self._published().validation_bytes
+        return self._published_bytes()
 
     def check(self) -> None:
         """Check what is cheap: shards and raw text have their lengths, the tokenizer its hash.
@@ -298,7 +299,7 @@ class Dataset:
         self.check()
         table = self.tokenizer().byte_table()
         if self.manifest is None:
-            found, expected = table.total(self.val_tokens()), self._published().validation_bytes
+            found, expected = table.total(self.val_tokens()), self._published_bytes()
             if found != expected:
                 raise TokenizerError(
                     f"{self.folder}: the validation targets have {found:,} bytes by "
@@ -323,6 +324,13 @@ class Dataset:
                 f"{self.folder / MANIFEST}: val_token_bytes is {self.manifest.val_token_bytes:,}, "
                 f"counted {token_bytes:,}; prepare the dataset again"
             )
+
+    def _published_bytes(self) -> int:
+        published = self._published()
+        if published.validation_bytes:
+            return published.validation_bytes
+        # Byte tokens: every target is a byte, but for the few that begin or end a document.
+        return int((self.val_tokens()[1:] >= FIRST_BYTE).sum())
 
     def _published(self) -> CorpusSpec:
         if self.published is None:
