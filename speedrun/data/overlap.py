@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -299,9 +300,10 @@ def documents_of(tokens: Tokens, bos_id: int) -> Iterator[Tokens]:
     """Each document without its BOS; a shard may begin inside one."""
     plain = np.asarray(tokens)
     starts = np.flatnonzero(plain == bos_id)
-    if plain.size and (not starts.size or starts[0]):
-        yield plain[: starts[0] if starts.size else plain.size]
-    for start, end in zip(starts.tolist(), [*starts[1:].tolist(), plain.size], strict=True):
+    ends = [*starts.tolist(), plain.size]
+    if ends[0]:
+        yield plain[: ends[0]]
+    for start, end in pairwise(ends):
         yield plain[start + 1 : end]
 
 
