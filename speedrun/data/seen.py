@@ -44,7 +44,7 @@ def note_overlap(dataset: Dataset, *, allows_near: bool, workers: int = 1) -> Ov
         pass  # not asked before, or not by this version
     size = sum(each.stat().st_size for each in dataset.train_shards)
     if size > MAX_BYTES_NOW:
-        found = f"not compared yet; `speedrun data check {dataset.folder}` does it"
+        found = f"{dataset.name} was not compared yet; `speedrun data check` does it"
         return OverlapNote(exact="UNDECIDED", near="UNDECIDED", found=found)
     tokens = sum(each.stat().st_size for each in dataset.val_shards) // 2
     overlap = find_overlap(
