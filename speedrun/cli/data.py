@@ -6,6 +6,8 @@ import json
 
 import typer
 
+from speedrun.cli import data_fetch as fetch
+from speedrun.cli import data_inspect as inspect
 from speedrun.cli import data_prepare as prepare
 from speedrun.cli.screen import open_bar, say_aside
 
@@ -75,6 +77,16 @@ def check(
     raise typer.Exit(report.exit_code)
 
 
+app.command(
+    "fetch",
+    short_help="Fetch a published corpus from the Hugging Face hub.",
+    epilog="Example: speedrun data fetch golf-sp1024 --shards 1",
+)(fetch.fetch)
+app.command(
+    "inspect",
+    short_help="Show documents, their lengths and frequent tokens.",
+    epilog="Example: speedrun data inspect stdlib --documents 2",
+)(inspect.inspect)
 app.command(
     "prepare",
     short_help="Make a dataset from text, JSON lines or parquet.",

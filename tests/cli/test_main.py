@@ -9,7 +9,15 @@ import pytest
 COMMANDS = (
     *("", "run", "pack", "verify", "records", "data", "recipes", "tracks"),
     *("records runs", "records list", "records add", "records compare", "records render"),
-    *("data list", "data check", "data prepare", "recipes list", "recipes show", "recipes diff"),
+    *(
+        "data list",
+        "data fetch",
+        "data check",
+        "data prepare",
+        "recipes list",
+        "recipes show",
+        "recipes diff",
+    ),
     *("tracks list", "tracks show"),
 )
 
@@ -107,6 +115,8 @@ def test_json_parses_and_text_is_not_empty(call, words):
 def test_json_of_the_commands_that_work_on_data(call, contest, tmp_path):
     checked = call("data", "check", contest.data, "--json")
     assert checked.code == 0 and json.loads(checked.out)["status"] == "PASS"
+    seen = call("data", "inspect", contest.data, "--documents", 1, "--json")
+    assert json.loads(seen.out)["lengths"]["documents"] == 8
     texts = tmp_path / "texts.jsonl"
     texts.write_text(
         "".join(json.dumps({"id": i, "text": f"def {i}(): 1\n"}) + "\n" for i in "abc")
