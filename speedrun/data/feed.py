@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ class Feed:
         self.batches, self.rank, self.world, self.step = batches, rank, world, step
         self.device = device or torch.device("cpu")
         is_gpu = self.device.type == "cuda"
+        self.waited_s = 0.0
+        """Time that `next` stood still because no batch was ready."""
         self._ahead = (2 if is_gpu else 0) if ahead is None else ahead
         self._is_pinned = is_gpu
         self._queue: queue.Queue[Any] = queue.Queue(max(self._ahead, 1))
@@ -58,7 +61,9 @@ class Feed:
         Raises
             DataError: see `Batches.for_rank`.
         """
+        begun_s = time.perf_counter()
         found = self._queue.get() if self._thread else self._make(self.step)
+        self.waited_s += time.perf_counter() - begun_s
         if isinstance(found, BaseException):
             raise found
         self.step += 1
