@@ -1,7 +1,7 @@
 """SentencePiece tokenizers: text to ids and back, and one trained here that loses nothing.
 
-Encoding goes word by word through a table of words seen before, three to five times as fast as the
-library alone and equal to it token by token: see `SentencePieces._is_separable`.
+Encoding goes word by word through a table of words seen before: a third faster than the library
+alone (4.0 against 5.2 MB/s of a core) and equal to it token by token, see `_is_separable`.
 """
 
 from __future__ import annotations
