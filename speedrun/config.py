@@ -278,8 +278,11 @@ class DataConfig:
     """Global batch: tokens of one optimiser step over all ranks and micro-batches."""
     micro_batch_tokens: int = 65_536
     """Largest number of tokens in one forward pass of one rank."""
-    order: Literal["shuffled", "sequential"] = "sequential"
-    """Windows in the order of a seeded permutation, or as they lie in the shards."""
+    order: Literal["shuffled", "sequential", "documents"] = "sequential"
+    """Windows in the order of a seeded permutation, or as they lie in the shards; `documents` are
+    permuted, too, and begin where a document does."""
+    bos_id: int = 1
+    """Id that begins a document, for order = "documents"."""
 
     def __post_init__(self) -> None:
         length = max(self.sequence_length, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,9 +47,18 @@ class Finished:
 
 
 def run_once(
-    run: RunConfig, track: Track, dataset: Dataset, folder: Path, screen: Screen, *, author: str
+    run: RunConfig,
+    track: Track,
+    dataset: Dataset,
+    folder: Path,
+    screen: Screen,
+    *,
+    author: str,
+    overlap: Mapping[str, str],
 ) -> Finished:
     """Train, pack, score and judge one run in `folder`, continuing where it was interrupted.
+
+    `overlap` goes into the ledger: what is known of validation documents in the training shards.
 
     Raises
         RunInterruptedError: a signal came; the checkpoint is on disk.
@@ -58,6 +67,8 @@ def run_once(
     check_vocab(dataset, run.model.vocab_size)
     machine = note_environment(folder, dataset)
     clock = Clock(run.train.budget_s, Ledger(folder / "ledger.jsonl"))
+    with clock.phase("data") as booked:
+        booked.update(overlap)
     log = RunLog(folder, screen.say, screen.on_step)
     trained = read_trained(folder) or _train(run, dataset, folder, clock, log)
     screen.say("packing the averaged weights and scoring what is left of them")
