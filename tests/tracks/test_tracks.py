@@ -43,7 +43,7 @@ def test_a_broken_track_names_the_key(
 def test_switches_are_on_unless_a_track_turns_them_off(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     text = (FOLDER / "pocket.toml").read_text()
-    path.write_text(text.replace('and say so"', 'and say so"\nis_on = false'))
+    path.write_text(text.replace("and say so\"", "and say so\"\nis_on = false"))
     assert load_track("pocket").is_on("adaptation")
     assert not load_track(str(path)).is_on("adaptation")
     assert load_track(str(path)).is_on("lossy-tokenizer")
