@@ -4,8 +4,8 @@
 
     pocket  pocket/default, as it is
     plain   a transformer of 1.5 M parameters without tables: rounding has nothing to hide behind
-    golf    golf/partial-rope, 26.8 M parameters, with batches that a processor can take: 2,048
-            tokens a step in sequences of 512, and an average that forgets after 20 steps
+    golf    golf/partial-rope, 26.8 M parameters, with batches that a processor can take: 1,024
+            tokens a step in sequences of 256, and an average that forgets after 20 steps
 
 Text: `../shared/data/technical-english.jsonl.zst`, tokenised with the contest's sp1024, the first 8
 documents by SHA-256 of their id held out (a subset of what tools/bench_pocket.py holds out), which
@@ -64,12 +64,12 @@ SETTINGS = {
     "golf": (
         "golf/partial-rope",
         (
-            "data.sequence_length=512",
-            "data.tokens_per_step=2048",
-            "data.micro_batch_tokens=2048",
+            "data.sequence_length=256",
+            "data.tokens_per_step=1024",
+            "data.micro_batch_tokens=1024",
             'data.order="shuffled"',
             "model.rope_train_length=0",
-            # Lower rates than the recipe's, which are for batches 384 times as large; and three
+            # Lower rates than the recipe's, which are for batches 768 times as large; and three
             # iterations of Newton-Schulz, which otherwise takes longer than the gradients.
             "optim.matrix_lr=0.015",
             "optim.embedding_lr=0.01",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,22 +15,57 @@ from speedrun.quant.rows import check_matrix, max_code
 _BLOCK = 128  # columns worked on before their errors reach the rest: one block stays in the cache
 
 
-def gptq_rows(
-    weight: Tensor, scales: Tensor, gram: Tensor, *, bits: int, damping: float = 0.01
-) -> Tensor:
+class Feedback(NamedTuple):
+    """How a column's error is passed on: made once for a gram, for all that read these inputs."""
+
+    order: Tensor
+    """(cols,) int64, columns as they are rounded: those with the largest inputs first."""
+    factor: Tensor
+    """(cols, cols) float64, upper Cholesky factor of the inverse of the damped gram, in this order.
+    An error e in column j that later columns make up for adds (e / factor[j, j])^2 to the squares
+    of the outputs."""
+
+
+def feedback_of(gram: Tensor, *, damping: float = 0.01) -> Feedback:
+    """Invert and factor a gram, (cols, cols), the mean of x x^T over a layer's inputs x.
+
+    Raises
+        QuantError: the gram is not a finite square matrix of sums of squares.
+    """
+    if gram.ndim != 2 or len(gram) != gram.shape[1] or not bool(gram.isfinite().all()):
+        raise QuantError(f"gram of shape {tuple(gram.shape)}, need a finite square matrix")
+    order = gram.diagonal().argsort(descending=True, stable=True)
+    damped = gram.double()[order][:, order]
+    diagonal = damped.diagonal()
+    if bool((diagonal < 0).any()):
+        raise QuantError("gram has a negative mean square on its diagonal")
+    # A column without input may take any code; 1 keeps its own rounding undisturbed.
+    diagonal[diagonal == 0] = 1.0
+    diagonal += damping * diagonal.mean()
+    with one_thread():
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if int(failed):
+            raise QuantError(
+                f"gram is not positive at column {int(failed)} with damping {damping}; "
+                "it was not summed from inputs, or needs more damping"
+            )
+        factor: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
+    return Feedback(order, factor)
+
+
+def gptq_rows(weight: Tensor, scales: Tensor, feedback: Feedback, *, bits: int) -> Tensor:
     """Codes for given scales with little error in the layer's outputs, not in its weights.
 
-    Columns are rounded one after another, those with the largest inputs first. The error of each is
-    made up for by the columns that are still open, as far as inputs correlate.
+    Columns are rounded one after another; the error of each is made up for by the columns that are
+    still open, as far as inputs correlate.
 
     Shapes
         weight  (rows, cols)  float32
         scales  (rows,)       float16, above zero
-        gram    (cols, cols)  float32 or float64, mean of x x^T over the layer's inputs x
         result  (rows, cols)  int8, -max_code..max_code
 
     Raises
-        QuantError: shapes differ, or a scale or the gram is not what it has to be.
+        QuantError: shapes differ, or a scale is not above zero.
 
     Source
         GPTQ: Frantar et al. 2022, arXiv:2210.17323; column order by diagonal, damping of 1 % of its
@@ -39,64 +75,30 @@ def gptq_rows(
     check_matrix(weight)
     if scales.shape != weight.shape[:1] or not bool((scales > 0).all()):
         raise QuantError(f"{tuple(scales.shape)} scales for {len(weight):,} rows, need one above 0")
+    order, factor = feedback
+    if order.shape != weight.shape[1:]:
+        raise QuantError(f"feedback of {len(order):,} columns for {weight.shape[1]:,}")
     largest = max_code(bits)
-    if not weight.numel():
-        return torch.zeros(weight.shape, dtype=torch.int8)
     with one_thread():
-        order = column_order(gram)
-        factor = inverse_factor(gram, order, damping=damping)
         # Columns lie contiguously: each is read and written whole.
-        open_CR = weight.double().T[order].contiguous()
-        codes_CR = torch.empty(open_CR.shape, dtype=torch.int8)
+        open_columns = weight.double().T[order].contiguous()
+        codes = torch.empty(open_columns.shape, dtype=torch.int8)
         steps = scales.double()
-        for start in range(0, len(open_CR), _BLOCK):
-            part = open_CR[start : start + _BLOCK]
-            here = factor[start : start + _BLOCK]
+        for start in range(0, len(open_columns), _BLOCK):
+            part = open_columns[start : start + _BLOCK]
+            here = factor[start : start + len(part)]
             errors = torch.empty_like(part)
             for column in range(len(part)):
-                codes = torch.div(part[column], steps).round_().clamp_(-largest, largest)
-                codes_CR[start + column] = codes
-                error = (part[column] - codes * steps).div_(here[column, start + column])
-                part[column:].addr_(
-                    here[column, start + column : start + len(part)], error, alpha=-1
-                )
+                rounded = torch.div(part[column], steps).round_().clamp_(-largest, largest)
+                codes[start + column] = rounded
+                passed_on = here[column, start + column : start + len(part)]
+                error = torch.addcmul(part[column], rounded, steps, value=-1).div_(passed_on[0])
+                part[column:].addr_(passed_on, error, alpha=-1)
                 errors[column] = error
-            open_CR[start + _BLOCK :].addmm_(here[:, start + _BLOCK :].T, errors, alpha=-1)
-        result = torch.empty_like(codes_CR)
-        result[order] = codes_CR
+            open_columns[start + _BLOCK :].addmm_(here[:, start + _BLOCK :].T, errors, alpha=-1)
+    result = torch.empty_like(codes)
+    result[order] = codes
     return result.T.contiguous()
-
-
-def column_order(gram: Tensor) -> Tensor:
-    """Columns by falling mean square of their inputs; (cols,) int64."""
-    return gram.diagonal().argsort(descending=True, stable=True)
-
-
-def inverse_factor(gram: Tensor, order: Tensor, *, damping: float = 0.01) -> Tensor:
-    """Upper Cholesky factor of the inverse of the damped gram, columns in `order`; float64.
-
-    Its diagonal says how much an error costs that later columns make up for as well as they can:
-    an error e in column j adds (e / factor[j, j])^2 to the summed squares of the outputs.
-
-    Raises
-        QuantError: the gram is not a finite square matrix of sums of squares.
-    """
-    if gram.ndim != 2 or len(gram) != gram.shape[1] or not bool(gram.isfinite().all()):
-        raise QuantError(f"gram of shape {tuple(gram.shape)}, need a finite square matrix")
-    damped = gram.double()[order][:, order]
-    diagonal = damped.diagonal()
-    if bool((diagonal < 0).any()):
-        raise QuantError("gram has a negative mean square on its diagonal")
-    # A column without input may take any code; 1 keeps its own rounding undisturbed.
-    diagonal[diagonal == 0] = 1.0
-    diagonal += damping * diagonal.mean()
-    lower, failed = torch.linalg.cholesky_ex(damped)
-    if int(failed):
-        raise QuantError(
-            f"gram is not positive at column {int(failed)} with damping {damping}; "
-            "it was not summed from inputs, or needs more damping"
-        )
-    return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from speedrun.data.batches import Batches, open_batches
 from speedrun.errors import BudgetError, DataError
 from speedrun.kernels.cross_entropy import softcap
 from speedrun.model.attention import Attention
+from speedrun.model.embedding import Embedding
 from speedrun.model.gpt import GPT
 from speedrun.model.linear import Linear
 from speedrun.quant.calibration import Calibration
@@ -79,12 +80,14 @@ def calibrate(
         for name, parameter in model.named_parameters()
         if parameter.ndim >= 2
     }
+    lookups: dict[str, Tensor] = {}
+    pull = torch.zeros((), device=device)
     digest = hashlib.sha256()
     generator = torch.Generator(device).manual_seed(_SEED)
     done = num_tokens = 0
     was_training = model.training
     model.eval()
-    with _watch(model, names, sums) as heads:
+    with _watch(model, names, sums, lookups) as heads:
         while done < num_batches and may_go_on():
             ids, targets = batch_at(first_step + done)
             digest.update(ids.numpy().astype("<u2").tobytes())
@@ -95,23 +98,31 @@ def calibrate(
                 chances = logits.detach().softmax(-1)
                 drawn = torch.multinomial(chances, 1, generator=generator)[:, 0]
                 loss = F.cross_entropy(logits, drawn)
-            heads.clear()
-            torch.autograd.backward(loss)
+            output = heads.pop()
+            output.retain_grad()
+            # Summed over tokens, so that each token's gradient is its own.
+            torch.autograd.backward(loss * ids.numel())
+            if output.grad is not None:
+                pull += output.grad.square().sum()
             for name, parameter in model.named_parameters():
                 if parameter.grad is not None and name in squares:
-                    # Gradients are of the mean over tokens; times their number, of one token.
-                    squares[name] += parameter.grad.square().sum(-1) * ids.numel()
+                    # Of so many tokens; they add up as independent draws do.
+                    squares[name] += parameter.grad.square().sum(-1)
             model.zero_grad(set_to_none=True)
             done += 1
             num_tokens += ids.numel()
     model.train(was_training)
     if not done:
         raise BudgetError("no time was left for a batch of calibration; raise quant.calibration_s")
-    grams = {name: (total / num_tokens).cpu() for name, total in sums.items()}
+    grams = {name: total / num_tokens for name, total in sums.items()}
+    for name, total in lookups.items():
+        # A tied table is read twice: as rows of the head, and as what enters the first block.
+        head = grams[name] * (pull / num_tokens) if name in grams else 0.0
+        grams[name] = head + total / num_tokens
     return Calibration(
         # Queries, keys and values read the same input: one gram, three names.
-        grams=grams | _shared(model, names, grams),
-        squares={name: (total / done).cpu() for name, total in squares.items()},
+        grams={name: gram.cpu() for name, gram in (grams | _shared(model, names, grams)).items()},
+        squares={name: (total / num_tokens).cpu() for name, total in squares.items()},
         source=source,
         first_step=first_step,
         num_batches=done,
@@ -174,17 +185,30 @@ def generate(model: GPT, *, sequences: int, length: int, seed: int = 42) -> Tens
 
 
 @contextmanager
-def _watch(model: GPT, names: dict[int, str], sums: dict[str, Tensor]) -> Iterator[list[Tensor]]:
-    """Sum x x^T at every matrix product while the block runs; yields the head's outputs."""
+def _watch(
+    model: GPT, names: dict[int, str], sums: dict[str, Tensor], lookups: dict[str, Tensor]
+) -> Iterator[list[Tensor]]:
+    """Sum x x^T at every matrix product and g g^T of every lookup while the block runs.
+
+    Yields the list to which the head's outputs are added. g is the gradient at what was looked up:
+    it says along which channels an error in a row hurts.
+    """
     heads: list[Tensor] = []
 
-    def add(name: str, inputs: Tensor) -> None:
-        x_NC = inputs.detach().flatten(0, -2).float()
-        total = x_NC.T @ x_NC
-        sums[name] = sums[name] + total if name in sums else total
+    def add(name: str, vectors: Tensor, into: dict[str, Tensor]) -> None:
+        rows = vectors.detach().flatten(0, -2).float()
+        total = rows.T @ rows
+        into[name] = into[name] + total if name in into else total
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda module, arguments: add(name, arguments[0])
+        return lambda module, arguments: add(name, arguments[0], sums)
+
+    def watch_lookup(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+            # torch leaves the argument's type open.
+            output.register_hook(lambda gradient: add(name, gradient, lookups))  # type: ignore[no-untyped-call]
+
+        return hook
 
     hooks = []
     for module in model.modules():
@@ -194,11 +218,14 @@ def _watch(model: GPT, names: dict[int, str], sums: dict[str, Tensor]) -> Iterat
             # The three projections are one product: their own modules are never called.
             name = names[id(module.c_q.weight)]
             hooks.append(module.register_forward_pre_hook(watch(name)))
+        elif isinstance(module, Embedding):
+            name = names[id(module.weight)]
+            hooks.append(module.register_forward_hook(watch_lookup(name)))
     head_name = names[id(model.tok_emb.weight if model.lm_head is None else model.lm_head.weight)]
     product = model.head
 
     def head(hidden: Tensor) -> Tensor:
-        add(head_name, hidden)
+        add(head_name, hidden, sums)
         heads.append(product(hidden))
         return heads[-1]
 
