@@ -374,6 +374,9 @@ class QuantConfig:
         _require(
             "quant",
             {
+                # Bits of a GPTQ grid, which needs a zero.
+                "method must not be gptq with codes of one bit": self.method != "gptq"
+                or min(self.matrix_bits, self.embedding_bits) > 1,
                 "matrix_bits must be 1 to 8": 1 <= self.matrix_bits <= 8,
                 "embedding_bits must be 1 to 8": 1 <= self.embedding_bits <= 8,
                 "small_tensor_limit must not be negative": self.small_tensor_limit >= 0,

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from speedrun.bpb import Score
+from speedrun.cli.calibration import calibration_of
 from speedrun.cli.folder import read_environment
 from speedrun.clock import Clock, Ledger
 from speedrun.config import RunConfig
 from speedrun.data.dataset import Dataset
 from speedrun.errors import OutputError, PackError
-from speedrun.pack.bundle import build_bundle
+from speedrun.files import write_atomic
+from speedrun.fitted import pack_by_method
+from speedrun.pack.bundle import TWIN_NAME, bundle_of, readable_twin
 from speedrun.pack.submission import MANIFEST_NAME, SubmissionFacts, write_submission
-from speedrun.pack.weights import pack_weights
 from speedrun.standalone import score_packed
 from speedrun.tracks.load import Track
 from speedrun.train.log import RunLog
@@ -67,8 +69,13 @@ def pack_run(
     machine = read_environment(folder, dataset)
     _check_replaceable(out)
     with clock.phase("pack"):
-        packed = pack_weights(trained.weights, run.quant, {"run": run.to_dict()})
-        bundle = build_bundle(run)
+        calibration = calibration_of(folder, run, trained, dataset)
+        twin = readable_twin(run, cap_bytes=cap_bytes)
+        bundle = bundle_of(twin)
+        write_atomic(folder / TWIN_NAME, twin.encode())
+        packed = pack_by_method(
+            run, trained.weights, calibration, model_cap_bytes=cap_bytes - len(bundle)
+        )
     total = len(packed) + len(bundle)
     log.line(f"Serialized model: {len(packed)} bytes")
     log.line(f"Code size: {len(bundle)} bytes")
@@ -77,7 +84,7 @@ def pack_run(
         raise PackError(
             f"model.srz {len(packed):,} + train_gpt.py {len(bundle):,} = {total:,} bytes, "
             f"{total - cap_bytes:,} over the limit of {cap_bytes:,}; the weights are kept, so "
-            f"take fewer bits: speedrun pack {folder} --set quant.matrix_bits=N"
+            f'let the packer choose: speedrun pack {folder} --set quant.method="fit"'
         )
     with clock.phase("evaluate"):
         result = score_packed(
@@ -108,7 +115,7 @@ def pack_run(
             pytorch_version=machine["torch"],
             data_fingerprint=dataset.fingerprint,
         ),
-        logs={name: folder / name for name in ("train.log", "ledger.jsonl")},
+        logs={name: folder / name for name in ("train.log", "ledger.jsonl", TWIN_NAME)},
         track=track,
     )
     _put_in_place(fresh, out)

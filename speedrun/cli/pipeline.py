@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speedrun.bpb import score
+from speedrun.cli.calibration import calibrate_run
 from speedrun.cli.folder import note_environment, read_trained, write_trained
 from speedrun.cli.packing import Packed, pack_run
 from speedrun.cli.screen import Screen
@@ -57,9 +58,12 @@ def run_once(
     """
     check_vocab(dataset, run.model.vocab_size)
     machine = note_environment(folder, dataset)
-    clock = Clock(run.train.budget_s, Ledger(folder / "ledger.jsonl"))
+    # What calibration is given, training does not have.
+    trained_s = run.train.budget_s - run.quant.calibration_s
+    clock = Clock(trained_s, Ledger(folder / "ledger.jsonl"))
     log = RunLog(folder, screen.say, screen.on_step)
     trained = read_trained(folder) or _train(run, dataset, folder, clock, log)
+    calibrate_run(folder, run, trained, dataset, clock)
     screen.say("packing the averaged weights and scoring what is left of them")
     packed = pack_run(
         run,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +28,7 @@ from speedrun.model.gpt import GPT
 from speedrun.model.linear import Linear
 from speedrun.quant.calibration import Calibration
 
+_GENERATED_TOKENS = 64
 _SEED = 20_261_130  # of the targets that the network draws for itself
 
 
@@ -50,7 +52,7 @@ def digest_of(batches: Batches, first_step: int, num_batches: int) -> str:
     """SHA-256 of the tokens that a calibration with these numbers reads."""
     digest = hashlib.sha256()
     for step in range(first_step, first_step + num_batches):
-        digest.update(batches.at(step)[0].numpy().astype("<u2").tobytes())
+        digest.update(_as_bytes(batches.at(step)[0]))
     return digest.hexdigest()
 
 
@@ -61,9 +63,10 @@ def calibrate(
     source: Literal["training", "generated"],
     first_step: int = 0,
     num_batches: int,
-    may_go_on: Callable[[], bool] = lambda: True,
+    may_start: Callable[[], bool] = lambda: True,
+    may_keep: Callable[[], bool] = lambda: True,
 ) -> Calibration:
-    """Read batches until there are enough of them or `may_go_on` says stop.
+    """Read batches until there are enough of them, or one may not start, or not be kept.
 
     The gradients whose squares are summed are those of targets drawn from the network's own
     predictions where it has no tables, so that their mean square is the curvature of the loss
@@ -74,95 +77,120 @@ def calibrate(
     """
     device = next(model.parameters()).device
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    sums: dict[str, Tensor] = {}
-    squares = {
-        name: torch.zeros(parameter.shape[:-1], device=device)
-        for name, parameter in model.named_parameters()
-        if parameter.ndim >= 2
-    }
-    lookups: dict[str, Tensor] = {}
-    pull = torch.zeros((), device=device)
+    total = _Sums()
     digest = hashlib.sha256()
     generator = torch.Generator(device).manual_seed(_SEED)
-    done = num_tokens = 0
+    done = 0
     was_training = model.training
     model.eval()
-    with _watch(model, names, sums, lookups) as heads:
-        while done < num_batches and may_go_on():
-            ids, targets = batch_at(first_step + done)
-            digest.update(ids.numpy().astype("<u2").tobytes())
-            ids, targets = ids.to(device), targets.to(device)
-            loss = model.loss(ids, targets, *model.read(ids, targets))
+    while done < num_batches and may_start():
+        ids, targets = batch_at(first_step + done)
+        batch = _Sums(num_tokens=ids.numel())
+        with _watch(model, names, batch) as heads:
+            inputs, wanted = ids.to(device), targets.to(device)
+            loss = model.loss(inputs, wanted, *model.read(inputs, wanted))
+            output = heads[-1]
             if model.ngram is None and model.match is None:
-                logits = softcap(heads[-1].float(), model.config.logit_softcap)
+                logits = softcap(output.float(), model.config.logit_softcap)
                 chances = logits.detach().softmax(-1)
                 drawn = torch.multinomial(chances, 1, generator=generator)[:, 0]
                 loss = F.cross_entropy(logits, drawn)
-            output = heads.pop()
             output.retain_grad()
             # Summed over tokens, so that each token's gradient is its own.
             torch.autograd.backward(loss * ids.numel())
-            if output.grad is not None:
-                pull += output.grad.square().sum()
-            for name, parameter in model.named_parameters():
-                if parameter.grad is not None and name in squares:
-                    # Of so many tokens; they add up as independent draws do.
-                    squares[name] += parameter.grad.square().sum(-1)
-            model.zero_grad(set_to_none=True)
-            done += 1
-            num_tokens += ids.numel()
+        if output.grad is not None:
+            batch.pull = float(output.grad.square().sum())
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None and parameter.ndim >= 2:
+                batch.squares[name] = parameter.grad.square().sum(-1)
+        model.zero_grad(set_to_none=True)
+        if not may_keep():
+            break
+        total.add(batch)
+        digest.update(_as_bytes(ids))
+        done += 1
     model.train(was_training)
     if not done:
         raise BudgetError("no time was left for a batch of calibration; raise quant.calibration_s")
-    grams = {name: total / num_tokens for name, total in sums.items()}
-    for name, total in lookups.items():
+    grams = {name: gram / total.num_tokens for name, gram in total.inputs.items()}
+    for name, gram in total.lookups.items():
         # A tied table is read twice: as rows of the head, and as what enters the first block.
-        head = grams[name] * (pull / num_tokens) if name in grams else 0.0
-        grams[name] = head + total / num_tokens
+        head = grams[name] * (total.pull / total.num_tokens) if name in grams else 0.0
+        grams[name] = head + gram / total.num_tokens
+    grams |= _shared(model, names, grams)
     return Calibration(
-        # Queries, keys and values read the same input: one gram, three names.
-        grams={name: gram.cpu() for name, gram in (grams | _shared(model, names, grams)).items()},
-        squares={name: (total / num_tokens).cpu() for name, total in squares.items()},
+        grams={name: gram.cpu() for name, gram in grams.items()},
+        squares={name: (sums / total.num_tokens).cpu() for name, sums in total.squares.items()},
         source=source,
         first_step=first_step,
         num_batches=done,
-        num_tokens=num_tokens,
+        num_tokens=total.num_tokens,
         digest=digest.hexdigest(),
     )
 
 
 def calibrate_in_time(
-    model: GPT, batches: Batches, run: RunConfig, clock: Clock, *, first_step: int
+    model: GPT, shards: Sequence[Path], run: RunConfig, clock: Clock, *, first_step: int
 ) -> Calibration:
-    """Calibrate on training batches inside what is left of the budget, and book it.
+    """Calibrate inside what is left of the budget, and book it.
 
-    No batch starts that might outlast the budget; one that does all the same is booked as
-    discarded, and so is whatever follows the last one that was kept.
+    No batch starts that might outlast the budget; one that does all the same is thrown away, with
+    its time booked as discarded.
 
     Raises
         BudgetError: the budget does not hold one batch.
+        DataError: a shard is not of the training split.
     """
+    batches = open_training_batches(shards, run)
     slowest_s = started_s = 0.0
 
-    def may_go_on() -> bool:
-        nonlocal slowest_s, started_s
-        elapsed_s = clock.elapsed_s
-        if started_s:
-            slowest_s = max(slowest_s, elapsed_s - started_s)
-        started_s = elapsed_s
-        return clock.remaining_s > 1.2 * slowest_s
+    def may_start() -> bool:
+        nonlocal started_s
+        started_s = clock.elapsed_s
+        return clock.remaining_s > slowest_s
 
+    def may_keep() -> bool:
+        nonlocal slowest_s
+        elapsed_s = clock.elapsed_s
+        slowest_s = max(slowest_s, elapsed_s - started_s)
+        if elapsed_s > clock.budget_s:
+            return False
+        clock.keep(elapsed_s)
+        return True
+
+    batch_at: Callable[[int], tuple[Tensor, Tensor]] = batches.at
     with clock.phase("calibrate", on_budget=True) as booked:
+        clock.keep(clock.elapsed_s)
+        if run.quant.calibration == "generated":
+            batch_at = _generated(model, run)
         found = calibrate(
             model,
-            batches.at,
-            source="training",
+            batch_at,
+            source=run.quant.calibration,
             first_step=first_step,
             num_batches=run.quant.calibration_batches,
-            may_go_on=may_go_on,
+            may_start=may_start,
+            may_keep=may_keep,
         )
         booked["batches"], booked["tokens"] = found.num_batches, found.num_tokens
     return found
+
+
+def check_calibration(found: Calibration, shards: Sequence[Path], run: RunConfig) -> None:
+    """Deal the batches again that a calibration names, and compare what it read.
+
+    Raises
+        DataError: it did not read these batches of these shards, or a shard is not for training.
+    """
+    batches = open_training_batches(shards, run)
+    if found.source == "generated":
+        return
+    if digest_of(batches, found.first_step, found.num_batches) != found.digest:
+        raise DataError(
+            f"the calibration says that it read steps {found.first_step:,} to "
+            f"{found.first_step + found.num_batches - 1:,} of the training text, and that text has "
+            "another SHA-256; calibrate again on this dataset's training shards"
+        )
 
 
 @torch.no_grad()
@@ -184,14 +212,57 @@ def generate(model: GPT, *, sequences: int, length: int, seed: int = 42) -> Tens
     return ids
 
 
-@contextmanager
-def _watch(
-    model: GPT, names: dict[int, str], sums: dict[str, Tensor], lookups: dict[str, Tensor]
-) -> Iterator[list[Tensor]]:
-    """Sum x x^T at every matrix product and g g^T of every lookup while the block runs.
+def _as_bytes(ids: Tensor) -> bytes:
+    return ids.cpu().numpy().astype("<u2").tobytes()
 
-    Yields the list to which the head's outputs are added. g is the gradient at what was looked up:
-    it says along which channels an error in a row hurts.
+
+def _generated(model: GPT, run: RunConfig) -> Callable[[int], tuple[Tensor, Tensor]]:
+    """Batches of the network's own text, of about the size of one of training's micro-batches.
+
+    Sequences are short: each token runs the network over all before it, since it keeps no cache.
+    """
+    length = run.model.block_length or min(run.data.sequence_length, _GENERATED_TOKENS)
+    sequences = max(run.data.micro_batch_tokens // length, 1)
+
+    def batch_at(step: int) -> tuple[Tensor, Tensor]:
+        ids = generate(model, sequences=sequences, length=length + 1, seed=step)
+        return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+
+    return batch_at
+
+
+@dataclass
+class _Sums:
+    """What batches add up to, by the name of a weight; on the network's device."""
+
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    """x x^T over the inputs x of a product."""
+    lookups: dict[str, Tensor] = field(default_factory=dict)
+    """g g^T over the gradients g at what was looked up."""
+    squares: dict[str, Tensor] = field(default_factory=dict)
+    """Squared gradients of a weight, summed over columns."""
+    pull: float = 0.0
+    """Squared gradients of the head's outputs."""
+    num_tokens: int = 0
+
+    def add(self, other: _Sums) -> None:
+        for mine, theirs in (
+            (self.inputs, other.inputs),
+            (self.lookups, other.lookups),
+            (self.squares, other.squares),
+        ):
+            for name, value in theirs.items():
+                mine[name] = mine[name] + value if name in mine else value
+        self.pull += other.pull
+        self.num_tokens += other.num_tokens
+
+
+@contextmanager
+def _watch(model: GPT, names: dict[int, str], sums: _Sums) -> Iterator[list[Tensor]]:
+    """Sum over the inputs of every matrix product and the gradients of every lookup in the block.
+
+    Yields the list to which the head's outputs are added. The gradient at what was looked up says
+    along which channels an error in a row hurts.
     """
     heads: list[Tensor] = []
 
@@ -201,12 +272,12 @@ def _watch(
         into[name] = into[name] + total if name in into else total
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda module, arguments: add(name, arguments[0], sums)
+        return lambda module, arguments: add(name, arguments[0], sums.inputs)
 
     def watch_lookup(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
             # torch leaves the argument's type open.
-            output.register_hook(lambda gradient: add(name, gradient, lookups))  # type: ignore[no-untyped-call]
+            output.register_hook(lambda gradient: add(name, gradient, sums.lookups))  # type: ignore[no-untyped-call]
 
         return hook
 
@@ -225,7 +296,7 @@ def _watch(
     product = model.head
 
     def head(hidden: Tensor) -> Tensor:
-        add(head_name, hidden, sums)
+        add(head_name, hidden, sums.inputs)
         heads.append(product(hidden))
         return heads[-1]
 
