@@ -23,7 +23,6 @@ _STEPS = 16_384  # symbols per lane; a lane costs about two bytes
 _MAX_LEVEL = 160
 _SHARES = np.array([0] + [round(2 ** (v / 8)) for v in range(_MAX_LEVEL)], np.int64)
 _BELOW, _ABOVE = 6, 8  # octaves of mean magnitude on either side of 1 that classes tell apart
-_MAX_TABLES = 255
 # (whether columns have classes, classes an octave, least symbols of a table). Column classes pay
 # where columns differ, as after a norm with gains; fine classes where rows are long; and a table
 # costs about 50 bytes. Above so many symbols the first two will do.
@@ -92,7 +91,8 @@ def decode(data: bytes, shapes: Shapes) -> bytes:
     lanes = -(-size // _STEPS)
     num_tables, side_bytes = struct.unpack_from("<BI", data) if len(data) >= 5 else (0, 0)
     body = 5 + side_bytes + 4 * lanes
-    if not size or not num_tables or body > len(data) or (len(data) - body) % 2:
+    fits = 0 < num_tables <= _most_tables(size) and body <= len(data)
+    if not size or not fits or (len(data) - body) % 2:
         raise FormatError(
             f"ans section of {len(data):,} bytes for {size:,} weights: {num_tables} tables, "
             f"{side_bytes:,} bytes of side information and {lanes:,} lanes do not fit"
@@ -105,11 +105,11 @@ def decode(data: bytes, shapes: Shapes) -> bytes:
         raise FormatError(f"ans section: a table is empty or has levels above {_MAX_LEVEL}")
     freqs = _frequencies(levels)
     # Three lookups by (table, slot): the symbol, its frequency, and the slot's place within it.
-    cells = np.repeat(np.arange(freqs.size), freqs.ravel())
+    cells = np.repeat(np.arange(freqs.size, dtype=np.int32), freqs.ravel())
     symbol_of = (cells & 255).astype(np.uint8) ^ 128
-    freq_of = freqs.ravel()[cells].astype(np.uint64)
-    starts = np.cumsum(freqs, axis=1) - freqs
-    place_of = (np.tile(np.arange(_TOTAL), len(freqs)) - starts.ravel()[cells]).astype(np.uint64)
+    freq_of = freqs.ravel().astype(np.uint32)[cells]
+    starts = (np.cumsum(freqs, axis=1) - freqs).ravel().astype(np.uint32)
+    place_of = np.tile(np.arange(_TOTAL, dtype=np.uint32), len(freqs)) - starts[cells]
     contexts = _contexts(np.frombuffer(side, np.int8), shapes, num_tables)
     states = np.frombuffer(data, "<u4", lanes, 5 + side_bytes).astype(np.uint64)
     words = np.frombuffer(data, "<u2", offset=body).astype(np.uint64)
@@ -133,6 +133,11 @@ def decode(data: bytes, shapes: Shapes) -> bytes:
     if taken < words.size or (states != _LOWER).any():
         raise FormatError("ans section: words or lanes are left over after the last symbol")
     return result.tobytes()
+
+
+def _most_tables(symbols: int) -> int:
+    """A small file needs few tables, and must not make a reader unfold many."""
+    return min(32 + symbols // 4_096, 255)
 
 
 def unzstd(data: bytes, raw_bytes: int) -> bytes:
@@ -179,7 +184,8 @@ def _plan(
         row, col = (np.bincount(part, minlength=len(weights)) for part in pair)
         used += np.convolve(row, col)
     (common,) = np.nonzero(used >= min(least, used.max()))
-    first, last = int(common[0]), min(int(common[-1]), int(common[0]) + _MAX_TABLES - 1)
+    first = int(common[0])
+    last = min(int(common[-1]), first + _most_tables(symbols.size) - 1)
     for row, col in classes:
         parts += [(row - first + zero).astype(np.int8), (col - zero).astype(np.int8)]
     head = b"".join(part.tobytes() for part in parts)

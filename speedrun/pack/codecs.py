@@ -68,7 +68,10 @@ def _compress(raw: bytes, codec: str, shapes: ans.Shapes) -> bytes:
 
 
 def _unlzma(data: bytes, raw_bytes: int) -> bytes:
-    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_LZMA)
+    # A decoder reserves its whole dictionary, and needs no more than there is to look back on.
+    window = min(max(raw_bytes, 4_096), 1 << 26)
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": window}]
+    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=filters)
     try:
         # One byte more than promised is enough to see that there are too many.
         raw = decoder.decompress(data, raw_bytes + 1)
