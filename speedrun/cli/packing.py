@@ -72,7 +72,6 @@ def pack_run(
         calibration = calibration_of(folder, run, trained, dataset)
         twin = readable_twin(run, cap_bytes=cap_bytes)
         bundle = bundle_of(twin)
-        write_atomic(folder / TWIN_NAME, twin.encode())
         packed = pack_by_method(
             run, trained.weights, calibration, model_cap_bytes=cap_bytes - len(bundle)
         )
@@ -84,8 +83,10 @@ def pack_run(
         raise PackError(
             f"model.srz {len(packed):,} + train_gpt.py {len(bundle):,} = {total:,} bytes, "
             f"{total - cap_bytes:,} over the limit of {cap_bytes:,}; the weights are kept, so "
-            f'let the packer choose: speedrun pack {folder} --set quant.method="fit"'
+            f"take fewer bits: speedrun pack {folder} --set quant.matrix_bits=N, or let the packer "
+            "choose them: --set quant.method='fit'"
         )
+    write_atomic(folder / TWIN_NAME, twin.encode())
     with clock.phase("evaluate"):
         result = score_packed(
             packed, dataset.val_tokens(), num_bytes=dataset.val_raw_bytes, log=log
