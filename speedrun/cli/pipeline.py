@@ -19,6 +19,7 @@ from speedrun.clock import Clock, Ledger
 from speedrun.config import RunConfig
 from speedrun.data.batches import open_batches
 from speedrun.data.dataset import Dataset, check_vocab
+from speedrun.pack.forecast import forecast_size
 from speedrun.predict import ModelPredictor
 from speedrun.ranks import Ranks
 from speedrun.records.runs import RunRow, append_run
@@ -141,6 +142,11 @@ def _look(
             loss_nats=seen.nats_per_token,
             bpb=seen.bpb,
             elapsed_s=clock.elapsed_s,
+        )
+        foreseen = forecast_size(model.state_dict(), run.quant)
+        log.line(
+            f"step:{step}/{run.train.max_steps} forecast_model_bytes:{foreseen.model_bytes} "
+            f"bits_per_weight:{foreseen.bits_per_weight:.3f}"
         )
 
     return look
