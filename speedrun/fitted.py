@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speedrun.clock import Clock
+from speedrun.clock import Clock, Ledger
 from speedrun.config import RunConfig
 from speedrun.errors import PackError
 from speedrun.model.gpt import GPT
@@ -75,9 +75,11 @@ def pack_fitted(
     run: RunConfig, trained: Any, shards: Sequence[Path], clock: Clock, *, model_cap_bytes: int
 ) -> bytes:
     """What a bundle does after training (`train.loop.Trained`): calibrate and pack."""
-    calibration = None
-    if run.quant.calibration_s:
+    calibration, quant = None, run.quant
+    if quant.calibration_s or quant.calibration == "generated":
+        # The network's own text may be had off the clock: no data is read for it.
+        timed = clock if quant.calibration_s else Clock(float("inf"), Ledger(None))
         calibration = calibrate_trained(
-            run, trained.weights, shards, clock, first_step=trained.steps
+            run, trained.weights, shards, timed, first_step=trained.steps
         )
     return pack_by_method(run, trained.weights, calibration, model_cap_bytes=model_cap_bytes)

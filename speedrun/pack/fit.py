@@ -146,8 +146,10 @@ def matrix_loss(name: str, error: Tensor, calibration: Calibration | None) -> fl
     matrix = error.detach().reshape(-1, error.shape[-1]).double()
     gram = calibration.grams.get(name) if calibration else None
     squares = calibration.squares.get(name) if calibration else None
-    if squares is None:
+    if calibration is None:
         return float(matrix.square().sum())
+    if squares is None:  # nothing is known, so nothing is claimed
+        return 0.0
     energy = matrix.square().sum(1) if gram is None else ((matrix @ gram.double()) * matrix).sum(1)
     trace = matrix.shape[1] if gram is None else float(gram.diagonal().double().sum())
     return 0.5 * float(squares.flatten().double() @ energy) / trace if trace else 0.0
