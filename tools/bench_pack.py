@@ -8,7 +8,7 @@
 
 RUN comes from tools/train_packing_weights.py. Calibration reads the training batches that follow
 the last step. Scores are of the first `--tokens` validation tokens in chunks: to compare, not to
-claim. External compressors (lrzip, zpaq) are taken where they are installed.
+claim. Seconds are of CPU, over all threads, so that a shared machine does not count. External compressors (lrzip, zpaq) are taken where they are installed.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ def entropy_bytes(array: np.ndarray) -> float:
 
 def compare_codecs(weights: Weights, quant: QuantConfig) -> None:
     """Sizes of the same codes, tensors one after another, under every codec."""
-    started = time.perf_counter()
+    started = time.process_time()
     packed = pack_weights(weights, dataclasses.replace(quant, codec="ans"), {})
-    seconds = time.perf_counter() - started
-    started = time.perf_counter()
+    seconds = time.process_time() - started
+    started = time.process_time()
     unpack_weights(packed)
     print(f"pack_weights with ans: {len(packed):,} bytes in {seconds:.1f} s, ", end="")
-    print(f"unpacked in {time.perf_counter() - started:.1f} s, {torch.get_num_threads()} threads")
+    print(f"unpacked in {time.process_time() - started:.1f} s, {torch.get_num_threads()} threads")
     arrays = read_container(packed)[1]
     codes = {name: array for name, array in arrays.items() if name.endswith(":codes")}
     raw = b"".join(array.tobytes() for array in codes.values())
@@ -64,12 +64,12 @@ def compare_codecs(weights: Weights, quant: QuantConfig) -> None:
     entropy = sum(map(entropy_bytes, codes.values()))
     print(f"{len(raw):,} codes, order-0 entropy per tensor {entropy:,.0f} bytes", flush=True)
     for codec in ("ans", "zstd", "brotli", "lzma"):
-        started = time.perf_counter()
+        started = time.process_time()
         _, data = codecs.compress(raw, codec, shapes)
-        took = time.perf_counter() - started
-        started = time.perf_counter()
+        took = time.process_time() - started
+        started = time.process_time()
         assert codecs.decompress(data, codec, len(raw), shapes) == raw
-        back = time.perf_counter() - started
+        back = time.process_time() - started
         print(
             f"  {codec:<8} {len(data):>12,}  {len(data) / entropy:.4f}  {took:6.1f} s in, ", end=""
         )
@@ -110,9 +110,9 @@ def compare_methods(
             lost.append(score_part(run, unpack_weights(data)[1], dataset, tokens) - exact)
             print(f"  int{width} {label:<8} {len(data):>11,} bytes {lost[-1]:+.5f} bpb, ", end="")
             print(f"estimated {loss:.5f} nats a token", flush=True)
-        started = time.perf_counter()
+        started = time.process_time()
         fitted = fit_weights(weights, quant, {}, cap_bytes=len(data), calibration=found)
-        took = time.perf_counter() - started
+        took = time.process_time() - started
         loss = score_part(run, unpack_weights(fitted.data)[1], dataset, tokens) - exact
         share = lost[1] / lost[0] if lost[0] else math.nan
         print(
@@ -159,7 +159,7 @@ def main() -> None:
         return
     model = GPT(run.model)
     model.load_state_dict(trained.weights)
-    started = time.perf_counter()
+    started = time.process_time()
     batches = open_training_batches(dataset.train_shards, run)
     found = calibrate(
         model,
@@ -168,7 +168,7 @@ def main() -> None:
         first_step=trained.steps,
         num_batches=arguments.batches,
     )
-    took = time.perf_counter() - started
+    took = time.process_time() - started
     print(f"calibrated on {found.num_tokens:,} training tokens in {took:.0f} s", flush=True)
     if "methods" in parts:
         compare_methods(run, trained.weights, found, dataset, arguments.tokens, arguments.bits)
