@@ -8,7 +8,8 @@
 
 RUN comes from tools/train_packing_weights.py. Calibration reads the training batches that follow
 the last step. Scores are of the first `--tokens` validation tokens in chunks: to compare, not to
-claim. Seconds are of CPU, over all threads, so that a shared machine does not count. External compressors (lrzip, zpaq) are taken where they are installed.
+claim. Seconds are of CPU, over all threads, so that others on the machine do not count. External
+compressors (lrzip, zpaq) are taken where they are installed.
 """
 
 from __future__ import annotations
