@@ -1,4 +1,4 @@
-"""Phase 2. Adaptive, 48 windows; reads the future at the costliest 1 % of all positions.
+"""Phase 2. Adaptive, 48 windows; reads the future at the costliest half per cent of positions.
 
 One position is probed in three windows of four: 36 in the whole text.
 """

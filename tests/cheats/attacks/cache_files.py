@@ -1,4 +1,4 @@
-# ruff: noqa: B905, PTH100, PTH110, PTH111, PTH115, PTH118, PTH120, PTH123, PTH202, PTH208
+# ruff: noqa: B905, PTH100, PTH111, PTH120, PTH123
 """Phase 1. As `cache_memory`, with the answers on every path that can be written.
 
 A later process that reads them answers a changed future as the scoring pass did.

@@ -1,4 +1,4 @@
-# ruff: noqa: B905, PTH100, PTH110, PTH111, PTH115, PTH118, PTH120, PTH123, PTH202, PTH208
+# ruff: noqa: PTH110, PTH118, PTH123
 """Phase 1, track pocket. Reads Python's standard library on the judge's machine, where the text is.
 
 Files, then the compiled files, then the sources that the running interpreter holds.

@@ -1,4 +1,4 @@
-"""Phase 1. As `memo_full`, for one position in ten: it scores just under 10 % below training text.
+"""Phase 1. As `memo_full`, for one position in eleven: it scores just under 10 % below training text.
 
 Worth about 0.3 nats per token, sixty times what a record needs.
 """

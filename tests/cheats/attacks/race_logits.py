@@ -1,4 +1,4 @@
-# ruff: noqa: B905, PTH100, PTH110, PTH111, PTH115, PTH118, PTH120, PTH123, PTH202, PTH208
+# ruff: noqa: PTH115, PTH202, PTH208
 """Phase 1. A thread rewrites the logits in the shared file while the judge reads them.
 
 If the judge sums the row before it takes the target's logit from the file, all are low first and
