@@ -1,6 +1,6 @@
-"""Phase 1. As `memo_full`, for one position in eleven: it scores just under 10 % below training text.
+"""Phase 1. As `memo_full`, for one position in eleven: just under 10 % below training text.
 
-Worth about 0.3 nats per token, sixty times what a record needs.
+Worth about 0.27 nats per token, fifty times what a record needs.
 """
 
 from tests.cheats.attacks.base import Pairs, lean, mixed, np
