@@ -2,7 +2,7 @@
 
     python tools/check_attacks.py [NAME]... [--level probe]
 
-Text: 420 documents of the Python standard library, 512 pieces, one in seven for validation. Prints
+Text: 420 documents of the Python standard library, 512 pieces, one in 42 for validation. Prints
 the honest score and, for each attack in `tests/cheats/attacks`, its score and the rules that fail.
 """
 
@@ -30,7 +30,7 @@ NO_ATTACKS = {"assemble", "base", "__init__"}
 
 def build(folder: Path) -> Court:
     documents = stdlib.read_documents(stdlib.library_folder())[:420]
-    held_out = {name for number, (name, _) in enumerate(documents) if number % 7 == 0}
+    held_out = {name for number, (name, _) in enumerate(documents) if number % 42 == 0}
     texts = (text for name, text in documents if name not in held_out)
     tokenizer = train_tokenizer(texts, 512, folder / "tokenizer.model")
     dataset = prepare_dataset(
