@@ -41,7 +41,6 @@ from speedrun.verify.one_by_one import OneByOne
 from speedrun.verify.patches import apply_patches, make_patches, read_number, write_number
 from speedrun.verify.remote import RemotePredictor
 from speedrun.verify.sandbox import COUNTED, Cell
-from speedrun.verify.walls import why_unsandboxed
 
 MAGIC = b"\x89LM"
 VERSION = 1
@@ -72,13 +71,9 @@ def open_model(submission: Path, tokenizer: Tokenizer, *, allow_unsandboxed: boo
     """A submission folder as a compressor; its code runs in cells only.
 
     Raises
-        SubmissionError: a counted file is missing or damaged, or there is no sandbox here.
+        SubmissionError: a counted file is missing or damaged. Later, from `start`: there is no
+            sandbox here, and nobody allowed to do without.
     """
-    if (reason := why_unsandboxed()) and not allow_unsandboxed:
-        raise SubmissionError(
-            f"a submission's code runs in a sandbox, and {reason}; to run it without, "
-            "pass --allow-unsandboxed"
-        )
     opened, declared = rules.container(submission)
     if declared is None:
         raise SubmissionError(f"{submission}: {opened.evidence}")
@@ -92,7 +87,7 @@ def open_model(submission: Path, tokenizer: Tokenizer, *, allow_unsandboxed: boo
     @contextmanager
     def start() -> Iterator[Predictor]:
         with (
-            Cell(submission) as cell,
+            Cell(submission, allow_unsandboxed=allow_unsandboxed) as cell,
             RemotePredictor(cell, PREDICT, budget_s=math.inf) as predictor,
         ):
             yield predictor

@@ -21,6 +21,7 @@ from speedrun.errors import CoverageError, PredictorError, PredictorLostError
 from speedrun.predict import FRAME, MAGIC, PROTOCOL, frame
 from speedrun.verify.device_memory import DeviceBlock
 from speedrun.verify.sandbox import Cell
+from speedrun.verify.walls import FIRST_INHERITED
 
 if TYPE_CHECKING:
     import torch
@@ -122,7 +123,7 @@ class RemotePredictor:
         """Tell the process where its logits go."""
         request: dict[str, Any] = {"do": "open", "logits": self._process.store.path}
         if self._block is not None:
-            request["device"] = [self._block.descriptor, self._block.num_bytes]
+            request["device"] = [FIRST_INHERITED + 1, self._block.num_bytes]
         reply = self._exchange(frame(request))
         if self._block is None:
             return

@@ -110,7 +110,7 @@ class Process:
         popen: subprocess.Popen[bytes],
         store: Store,
         allowance: Allowance,
-        folder: Path | None,
+        folder: Path,
     ) -> None:
         self.popen = popen
         self.store = store
@@ -134,8 +134,7 @@ class Process:
             if stream is not None:
                 stream.close()
         self.store.close()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        _remove(self._folder)
 
     def __enter__(self) -> Process:
         return self
@@ -234,13 +233,15 @@ class Cell:
             folders=tuple(writable.values()),
             folder_bytes=self.limits.folder_bytes,
         )
-        store, folder, cwd, scratch = Store(), None, Path("/"), "/tmp"
-        within: list[str] = []
+        # Its own copies also in the times that they show: how old they are would tell how long ago
+        # another process was started on them.
+        folder = Path(tempfile.mkdtemp(dir=self._folder))
+        files, scratch, within = folder / "judged", "/tmp", list[str]()
+        store = Store()
         try:
+            _copy_counted(self.files, files)
             if self._walls is Walls.NONE:
-                folder = Path(tempfile.mkdtemp(dir=self._folder))
-                cwd, scratch = folder / "judged", str(_make_folder(folder / "tmp"))
-                _copy_counted(self.files, cwd)
+                scratch = str(_make_folder(folder / "tmp"))
                 for name, path in {**readable, **writable}.items():
                     link = self._folder / name
                     link.parent.mkdir(parents=True, exist_ok=True)
@@ -251,7 +252,7 @@ class Cell:
                     self._library,
                     devices=self.limits.devices,
                     blanked=self._blanked,
-                    readable={"/judged": self.files}
+                    readable={"/judged": files}
                     | {self.inside(name): path for name, path in readable.items()},
                     writable={self.inside(name): path for name, path in writable.items()},
                 )
@@ -263,18 +264,19 @@ class Cell:
                 settings=self.limits.settings(other_tasks=other_tasks(self._walls)),
                 within=within,
                 user=unused_user() if self._walls is Walls.USER else 0,
-                cwd=cwd,
+                cwd=files,
                 scratch=scratch,
                 descriptors=[store.descriptor, *descriptors],
             )
         except BaseException:
             store.close()
+            _remove(folder)
             raise
         return Process(popen, store, allowance, folder)
 
     def close(self) -> None:
         """Remove the folder. Processes are ended by who started them."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        _remove(self._folder)
 
     def __enter__(self) -> Cell:
         return self
@@ -307,6 +309,13 @@ def _copy_counted(source: Path, target: Path) -> dict[str, str]:
             raise SubmissionError(f"{source / name}: cannot be read: {error}") from error
         (target / name).chmod(0o444)  # inside, the reader may be another user
     return {name: sha256_file(target / name) for name in COUNTED}
+
+
+def _remove(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except RecursionError:  # folders within folders, a thousand deep
+        subprocess.run(["rm", "-rf", "--", str(folder)], check=False)
 
 
 def _make_folder(path: Path) -> Path:

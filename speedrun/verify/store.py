@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from speedrun.errors import CoverageError
+from speedrun.verify.walls import FIRST_INHERITED
 
 
 class Store:
@@ -34,8 +35,8 @@ class Store:
 
     @property
     def path(self) -> str:
-        """Its path in the process that inherits it."""
-        return f"/{'proc/self' if self._sealed else 'dev'}/fd/{self.descriptor}"
+        """Its path in the process that inherits it first."""
+        return f"/{'proc/self' if self._sealed else 'dev'}/fd/{FIRST_INHERITED}"
 
     def read_into(self, target: np.ndarray) -> None:
         """Copy the first bytes of the file into an array.

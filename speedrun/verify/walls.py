@@ -24,11 +24,18 @@ from speedrun.verify.library import stand_in
 from speedrun.verify.syscalls import filter_program
 from speedrun.verify.watch import tasks_of_user
 
+FIRST_INHERITED = 3
+"""Number of the first descriptor that a process inherits."""
+
 # Limits are set by a process of its own before it becomes the command: code between fork and exec
 # of a judge that has threads could deadlock.
 _LIMITER = """
-import os, resource, sys
-settings, user = sys.argv[1], int(sys.argv[2])
+import fcntl, os, resource, sys
+settings, user, inherited = sys.argv[1], int(sys.argv[2]), sys.argv[3].split(",")
+kept = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 64) for number in inherited if number]
+for number, descriptor in enumerate(kept, 3):
+    os.dup2(descriptor, number)
+os.closerange(3 + len(kept), 65536)
 try:
     with open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
@@ -45,7 +52,7 @@ for setting in settings.split(","):
         hard = resource.getrlimit(kind)[1]
         value = int(value) if hard == resource.RLIM_INFINITY else min(int(value), hard)
         resource.setrlimit(kind, (value, value))
-os.execv(sys.argv[3], sys.argv[3:])
+os.execv(sys.argv[4], sys.argv[4:])
 """
 # In bubblewrap's place, where there is none: root gives the command a process namespace, which ends
 # whole. Others are left with a subreaper: children that lose their parent come to it to be ended.
@@ -195,10 +202,12 @@ def start(
         user: Who it becomes inside; 0 stays who it is.
         cwd: Where it starts, without walls.
         scratch: Its own folder for temporary files.
-        descriptors: What it inherits beside its standard streams.
+        descriptors: What it inherits beside its standard streams, as FIRST_INHERITED and on: the
+            same numbers for every process, or they would tell how many there were before.
     """
     python = [sys.executable, "-I", "-B", "-u"]
-    inside = [*python, "-S", "-c", _LIMITER, settings, str(user), *python, *arguments]
+    inherited = ",".join(map(str, descriptors))
+    inside = [*python, "-S", "-c", _LIMITER, settings, str(user), inherited, *python, *arguments]
     with _pipe_of(filter_program()) as filtering:
         if walls is Walls.NONE:
             command = [*python, "-S", "-c", _WARDEN, *inside]

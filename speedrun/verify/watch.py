@@ -18,6 +18,7 @@ _EVERY_S = 0.1
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PATIENCE_S = 5.0
+_MAX_ENTRIES, _MAX_DEPTH = 20_000, 16
 _SPARE = 20
 """With less than a twentieth of the machine's memory left, whoever is judged has to go."""
 
@@ -90,8 +91,11 @@ class Watch(threading.Thread):
     def run(self) -> None:
         """Look until told to stop."""
         while not self._over.wait(_EVERY_S):
-            if why := self._find_fault():
-                self.why = why
+            try:
+                self.why = self._find_fault()
+            except (OSError, ValueError, IndexError, MemoryError) as error:
+                self.why = f"it could not be watched any more: {error}"
+            if self.why:
                 end_family(self._pid)
                 return
 
@@ -170,12 +174,18 @@ def _fair_share(pid: int) -> int:
 
 
 def _written(folder: Path) -> int:
-    """Bytes that a folder takes on disk."""
-    written = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            with suppress(OSError):
-                written += Path(place, name).lstat().st_blocks * 512
+    """Bytes that a folder takes on disk; without end where it would take too long to count."""
+    written, entries, waiting = 0, 0, [(str(folder), 0)]
+    while waiting:
+        place, depth = waiting.pop()
+        with suppress(OSError), os.scandir(place) as found:
+            for entry in found:
+                entries += 1
+                if entries > _MAX_ENTRIES or depth > _MAX_DEPTH:
+                    return 1 << 62
+                written += entry.stat(follow_symlinks=False).st_blocks * 512
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append((entry.path, depth + 1))
     return written
 
 

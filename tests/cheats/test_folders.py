@@ -43,12 +43,14 @@ def test_bytes_moved_into_a_file_that_is_not_counted(court: Court, folder: Path)
     relist(folder)
     # Listed, it is a file like a log: allowed, and not there when the predictor runs.
     honest = court.submit(HONEST, out=folder.with_name("honest"))
-    claim = json.loads((honest / "submission.json").read_text())["val_bpb"]
+    claim = json.loads((honest / "submission.json").read_text())
     code = "import os\n" + HONEST.replace(
         "    return Pairs",
         "    assert sorted(os.listdir()) == ['model.srz', 'train_gpt.py']\n    return Pairs",
     )
-    other = court.submit(code, out=folder.with_name("other"), claim=claim)
+    other = court.submit(
+        code, out=folder.with_name("other"), claim=claim["val_bpb"], val_loss=claim["val_loss"]
+    )
     (other / "weights2.bin").write_bytes(bytes(1_000_000))
     relist(other)
     assert failed(court.judge(other, level="score")) == {}

@@ -12,8 +12,9 @@ import pytest
 
 from speedrun.config import EvalConfig
 from speedrun.data.dataset import open_dataset
-from speedrun.verify import compression
+from speedrun.verify import compression, sandbox
 from speedrun.verify.compression import Model
+from speedrun.verify.walls import Walls
 
 TEXT = "for x in range(9):\n    return self.None\n    the words naïve\n\tdef ())\n" * 2
 
@@ -162,8 +163,11 @@ def test_another_submission_is_refused(call, model, tmp_path):
 
 
 def test_a_submission_without_a_sandbox_has_to_be_allowed(call, submission, tmp_path, monkeypatch):
-    monkeypatch.setattr(compression, "why_unsandboxed", lambda: "bubblewrap is not here")
-    (tmp_path / "t").touch()
-    found = call("compress", tmp_path / "t", *submission)
-    assert found.code == 2 and "bubblewrap is not here; to run it without" in found.error()
-    assert call("compress", tmp_path / "t", *submission, "--allow-unsandboxed").code == 0
+    monkeypatch.setattr(sandbox, "best_walls", lambda: (Walls.NONE, "bubblewrap is not here"))
+    text = tmp_path / "t"
+    text.write_text(TEXT[: len(TEXT) // 2])
+    found = call("compress", text, *submission)
+    assert found.code == 2 and "bubblewrap is not here; to run it" in found.error()
+    assert list(tmp_path.iterdir()) == [text]
+    words = ("--allow-unsandboxed", "--no-check")
+    assert call("compress", text, *submission, *words).code == 0

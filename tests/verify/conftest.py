@@ -115,6 +115,7 @@ class Bench:
     text: Text
     track: Track
     true_bpb: float
+    true_loss: float
     table: np.ndarray
 
     def relist(self, folder: Path) -> None:
@@ -136,7 +137,8 @@ class Bench:
         facts = SubmissionFacts(
             name=run.name, seed=run.seed, author="Ada", date="2026-01-02",
             val_bpb=self.true_bpb if claim is None else claim,
-            val_loss=1.0, step_stop=10, wallclock_seconds=ledger.budgeted_s, eval_time_seconds=1.0,
+            val_loss=self.true_loss, step_stop=10, wallclock_seconds=ledger.budgeted_s,
+            eval_time_seconds=1.0,
             model_params=64, hardware="any CPU", pytorch_version="2.13.0",
             data_fingerprint=self.text.fingerprint,
         )  # fmt: skip
@@ -171,4 +173,4 @@ def bench_fixture(tmp_path: Path) -> Bench:
         name="test", version=3, summary="", train_seconds=60.0, eval_seconds=20.0,
         cap_bytes=100_000, corpus="none", recipe="none", hardware="any CPU",
     )  # fmt: skip
-    return Bench(tmp_path, text, track, found.bpb, predictor.table)
+    return Bench(tmp_path, text, track, found.bpb, found.nats_per_token, predictor.table)

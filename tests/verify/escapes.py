@@ -185,6 +185,13 @@ def read_what_a_hidden_module_says():
 
 
 @escape
+def read_the_help_topics():
+    import pydoc_data.topics
+
+    return sorted(pydoc_data.topics.topics)[:3]
+
+
+@escape
 def read_memory_of_the_machine():
     for path in ("/proc/kcore", "/dev/mem", "/dev/kmem", "/dev/port", "/dev/vda", "/dev/sda"):
         try:
@@ -429,7 +436,7 @@ def type_on_a_terminal():
 
 @escape
 def find_variables():
-    names = {"PATH", "LANG", "HOME", "TMPDIR", "USER", "PWD", "LC_CTYPE"}
+    names = {"PATH", "LANG", "HOME", "TMPDIR", "USER", "PWD", "LC_CTYPE", "OMP_WAIT_POLICY"}
     return sorted({*os.environ} - names)
 
 
@@ -486,8 +493,11 @@ def make_the_store_shorter():
     (number,) = (n for n in os.listdir("/proc/self/fd") if _is_store(n))
     store = os.open(f"/proc/self/fd/{number}", os.O_RDWR)
     os.write(store, bytes(5000))
-    os.ftruncate(store, 100)
-    return os.fstat(store).st_size
+    try:
+        os.ftruncate(store, 100)
+        return os.fstat(store).st_size
+    finally:
+        os.close(store)
 
 
 def _is_store(number: str) -> bool:
@@ -498,6 +508,37 @@ def _is_store(number: str) -> bool:
 
 
 # --- what could reach the next process on the same cell
+
+
+@escape
+def set_the_times_of_what_is_shared():
+    """A device that anybody may write to has times that anybody may set, and read later."""
+    done = []
+    for path in (*Path("/dev").iterdir(), sys.executable, "/usr/bin/env", json.__file__):
+        if Path(path).exists() and not Path(path).is_dir():
+            before = os.stat(path).st_mtime
+            with contextlib.suppress(OSError):
+                os.utime(path)
+            if os.stat(path).st_mtime != before:
+                done.append(str(path))
+    return done
+
+
+@escape
+def ask_which_pages_were_read_before():
+    with open(sys.executable, "rb") as file:
+        try:
+            return os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT) or "answered"
+        except OSError as error:
+            return "" if error.errno == errno.EPERM else str(error)
+
+
+@escape
+def tell_how_many_there_were_before():
+    """Numbers that grow with every process of the judge, and times of its first."""
+    stores = [number for number in os.listdir("/proc/self/fd") if _is_store(number)]
+    age_s = time.time() - min(os.stat("train_gpt.py").st_ctime, os.stat(".").st_ctime)
+    return (stores != ["3"] and stores) or (age_s > 60 and f"the files are {age_s:.0f} s old")
 
 
 def places() -> list[str]:

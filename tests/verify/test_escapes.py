@@ -15,7 +15,8 @@ processes  seeing, signalling and tracing the judge, killing the guard, becoming
 along      variables, modules beside the script, core dumps, descriptors without end, lifted
            limits, a store cut short under the judge
 bombs      processes, threads, memory of one and of many, files, daemons, an end to patience
-the next   whatever one process leaves, the next one on the same cell does not find
+the next   whatever one process leaves, the next one on the same cell does not find: files, stores,
+           shared memory, times of devices and of files that it read, pages in memory, numbers
 the files  links in place of the counted files, and copies that change while they are judged
 """
 
@@ -35,6 +36,7 @@ from typing import Any
 import pytest
 
 import speedrun
+from speedrun.data import stdlib
 from speedrun.data.corpus import cache_folder
 from speedrun.errors import SubmissionError
 from speedrun.verify import library, sandbox
@@ -181,6 +183,19 @@ def test_what_one_process_leaves_the_next_does_not_find(tmp_path: Path) -> None:
         assert {"/tmp/left", "/dev/shm/left", "store"} <= {*left}
         assert not {*left} & {"left", "/judged/left"}
         assert tell(cell, {"do": "find"}) == []
+
+
+@needs_walls
+def test_reading_a_shared_file_leaves_no_trace_in_its_times(tmp_path: Path) -> None:
+    folder = submission(tmp_path / "submission")
+    (folder / "train_gpt.py").write_text("import sys; print(len(open(sys.argv[1], 'rb').read()))")
+    shared = library.stand_in() / "this.pyc"
+    inside = Path(stdlib.library_folder(), "this.pyc")
+    os.utime(shared, (1, 1))  # so old that any reading would be noted
+    with Cell(folder) as cell, cell.start(["train_gpt.py", str(inside)]) as process:
+        out, _ = process.popen.communicate(timeout=60)
+    assert int(out) == shared.stat().st_size
+    assert shared.stat().st_atime == 1
 
 
 @pytest.mark.usefixtures("no_walls")

@@ -24,13 +24,15 @@ def judge(bench: Any, folder: Path, **options: Any) -> Verdict:
     return verify_submission(folder, options.pop("track", bench.track), bench.text, **options)
 
 
-def outcome(verdict: Verdict) -> dict[str, str]:
-    """Rules that did not pass."""
+def outcome(verdict: Verdict, but: str = "") -> dict[str, str]:
+    """Rules that did not pass, one of them left out."""
     for result in verdict.results:
         assert "\n" not in result.evidence + result.fix
         if result.status is not Status.PASS:
             assert result.evidence or (result.measured and result.limit)
-    return {r.id: str(r.status) for r in verdict.results if r.status is not Status.PASS}
+    wrong = {r.id: str(r.status) for r in verdict.results if r.status is not Status.PASS}
+    wrong.pop(but, None)
+    return wrong
 
 
 def evidence(verdict: Verdict, rule: str) -> str:
@@ -148,12 +150,12 @@ def test_an_edited_ledger_fails(bench: Any) -> None:
         )
     )
     verdict = judge(bench, folder, level="static")
-    assert outcome(verdict) == {"training-time": "FAIL"}
+    assert outcome(verdict, but="provenance") == {"training-time": "FAIL"}
     path = folder / "logs" / "ledger.jsonl"
     path.write_text(path.read_text().replace('"stop_s": 70.0', '"stop_s": 59.0', 1))
     bench.relist(folder)
     verdict = judge(bench, folder, level="static")
-    assert outcome(verdict) == {"training-time": "FAIL"}
+    assert outcome(verdict, but="provenance") == {"training-time": "FAIL"}
     assert "chain is broken" in evidence(verdict, "training-time")
 
 
@@ -165,12 +167,16 @@ def test_training_counts_whatever_the_ledger_marks_it_as(bench: Any, name: str) 
             Phase(name=name, start_s=40.0, stop_s=60.1, on_budget=False),
         )
     )
-    assert outcome(judge(bench, folder, level="static")) == {"training-time": "FAIL"}
+    assert outcome(judge(bench, folder, level="static"), but="provenance") == {
+        "training-time": "FAIL"
+    }
 
 
 def test_a_ledger_without_training_fails(bench: Any) -> None:
     folder = bench.submit(phases=(Phase(name="pack", start_s=0, stop_s=1, on_budget=False),))
-    assert outcome(judge(bench, folder, level="static")) == {"training-time": "FAIL"}
+    assert outcome(judge(bench, folder, level="static"), but="provenance") == {
+        "training-time": "FAIL"
+    }
 
 
 def test_claims_for_another_track_or_size_fail(bench: Any) -> None:

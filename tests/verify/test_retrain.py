@@ -205,7 +205,7 @@ def test_a_step_that_does_not_fit_is_the_machine_and_not_the_claim(trainers: Tra
         (HONEST.replace('"train", 0.2', '"train", 0.5'), "the budget is overrun: 0.500 s on"),
         (HONEST.replace('"train", 0.2, True', '"train", 0.5'), "the budget is overrun: 0.500 s on"),
         (HONEST.replace("steps=10", "steps=0"), "the ledger books no steps"),
-        (HONEST + "book('sleep', 90)", "the ledger books more time than passed"),
+        (HONEST + "book('evaluate', 90)", "the ledger books more time than passed"),
         (HONEST + "os.close(1); os.close(2); time.sleep(60)", "it ran for more than 1 s"),
         ("while True: print('x' * 9999)", "was ended because it ran for more than 1 s"),
     ],

@@ -122,7 +122,7 @@ def test_processes_of_one_cell_share_nothing_but_the_files(tmp_path: Path) -> No
         for process in (one, two):
             assert process.popen.stdout is not None
             assert process.popen.stdout.readline() == b"['mine'] True\n"
-        assert one.store.path != two.store.path
+        assert one.store.descriptor != two.store.descriptor
 
 
 @pytest.mark.parametrize("kind", ["walls", "no walls"])
