@@ -31,7 +31,8 @@ from speedrun.records.record import list_records, read_record
 from speedrun.records.runs import TABLE, RunRow, read_runs
 from speedrun.stats import Summary, summarise
 from speedrun.tracks.load import Track
-from speedrun.verify.retrain import Progress, retrain
+from speedrun.verify.judge import Progress
+from speedrun.verify.retrain import retrain
 from speedrun.verify.rules import Rule, read_claims
 from speedrun.verify.significance import significance
 from speedrun.verify.verdict import RuleResult, Status, Verdict
@@ -208,7 +209,7 @@ def retrain_each(
         if verdict.status is Status.FAIL:
             result = Rule("retrain").undecided("not run: the submission breaks another rule")
         else:
-            say_aside(f"{folder}: training again, {track.train_seconds:g} s and what goes round it")
+            say_aside(f"{folder}: training again, up to {track.train_seconds:g} s and set-up")
             result = retrain(
                 folder,
                 track,

@@ -447,12 +447,12 @@ def test_files_far_over_the_limit_are_not_opened(story: Story) -> None:
     assert "train_gpt.py has" in found.evidence
 
 
-def test_a_million_lines_are_read_in_one_pass(tmp_path: Path) -> None:
+def test_a_log_of_many_restarts_is_read_in_one_pass(tmp_path: Path) -> None:
     path = tmp_path / "train.log"
     line = (
         "step:{0}/9 train_loss:1.0 train_time:1ms step_avg:1.0ms\nresumed:step:0 train_time:1ms\n"
     )
-    path.write_text("".join(line.format(step) for step in range(50_000)))
+    path.write_text("".join(line.format(step) for step in range(9_000)))
     assert [entry["step"] for entry in read_train_log(path).course] == [0]
 
 
@@ -486,7 +486,8 @@ def test_hostile_bundles_are_refused_and_not_executed(story: Story) -> None:
 
     def blob(run_module: str, **rest: str) -> bytes:
         pairs = {"speedrun": finder, "speedrun.bundled": run_module} | rest
-        return brotli.compress("\0".join(part for pair in pairs.items() for part in pair).encode())
+        text = "\0".join(part for pair in pairs.items() for part in pair)
+        return brotli.compress(text.encode(), quality=1)
 
     imports = "from speedrun.config import RunConfig\nfrom speedrun.standalone import main\n"
     hostile = [
@@ -499,7 +500,7 @@ def test_hostile_bundles_are_refused_and_not_executed(story: Story) -> None:
         repack(bundle, main=b"import os"),
         repack(bundle, loader=b"import os"),
         repack(bundle, z=b"no brotli"),
-        repack(bundle, z=brotli.compress(bytes(2 * SOURCES_LIMIT_BYTES))),
+        repack(bundle, z=brotli.compress(bytes(2 * SOURCES_LIMIT_BYTES), quality=1)),
         repack(bundle, z=bytes(2 * SOURCES_LIMIT_BYTES)),
         repack(bundle, z=blob(imports + "RUN=RunConfig.from_dict({'name':'x'})", speedrun="")),
         repack(bundle, z=blob(imports + "RUN=RunConfig.from_dict({'name':open('/x')})")),

@@ -16,9 +16,12 @@ import tomli_w
 from speedrun.bpb import score
 from speedrun.cli.seeds import read_standing
 from speedrun.errors import ConfigError, RecordError
+from speedrun.files import sha256_file
 from speedrun.recipes.load import write_recipe
 from speedrun.records.record import Record, SeedResult
 from speedrun.records.runs import RunRow, append_run
+from speedrun.verify.judge import verify_submission
+from speedrun.verify.verdict import Verdict
 
 
 class Table:
@@ -63,8 +66,10 @@ class Seeds:
 @pytest.fixture
 def seeds(bench: Any, call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Seeds:
     import speedrun.data.corpus
+    import speedrun.verify.judge
 
     monkeypatch.setattr(speedrun.data.corpus, "open_corpus", lambda *args, **rest: bench.text)
+    monkeypatch.setattr(speedrun.verify.judge, "verify_submission", verify_once)
     run = bench.submit.__func__.__kwdefaults__["run"]
     dice, folders, scores, table = np.random.default_rng(1), [], [], bench.table
     for seed in (42, 43, 44):
@@ -79,6 +84,19 @@ def seeds(bench: Any, call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch)
         folders.append(folder)
         scores.append(found.bpb)
     return Seeds(bench, call, run, folders, scores)
+
+
+VERDICTS: dict[tuple[str, str], Verdict] = {}
+
+
+def verify_once(folder: Path, *rest: Any, **options: Any) -> Verdict:
+    """The judge, who need not judge the same files again for every test."""
+    key = (sha256_file(folder / "manifest.json"), options["level"])
+    if (folder / "extra.bin").exists():  # not in the manifest, so not in the key
+        return verify_submission(folder, *rest, **options)
+    if key not in VERDICTS:
+        VERDICTS[key] = verify_submission(folder, *rest, **options)
+    return VERDICTS[key]
 
 
 def row(seeds: Seeds, folder: str, **changes: Any) -> RunRow:
