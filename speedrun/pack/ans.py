@@ -31,7 +31,9 @@ _PLANS = (
     (True, 6, 4_096),
     (True, 3, 512),
     (False, 3, 512),
-    (False, 3, 4_096),
+    (True, 3, 128),
+    (False, 3, 128),
+    (False, 3, 1 << 40),  # one table for all
 )
 _LARGE = 1 << 22
 
