@@ -129,5 +129,7 @@ def read_trained(folder: Path) -> Trained | None:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged: {error}; train again") from error
-    seconds = Ledger(folder / "ledger.jsonl").budgeted_s
+    phases = Ledger(folder / "ledger.jsonl").phases
+    # Calibration comes after training, and may be booked already.
+    seconds = sum(p.seconds for p in phases if p.on_budget and p.name != "calibrate")
     return Trained(weights=weights, steps=steps, seconds=seconds, interrupted=False)

@@ -237,8 +237,7 @@ def _read_run(source: str) -> RunConfig:
             raise ValueError(f"it has {len(source):,} characters")
         match ast.parse(source).body:
             case [
-                ast.ImportFrom(),
-                ast.ImportFrom(),
+                *start,
                 ast.Assign(
                     targets=[ast.Name(id="RUN")],
                     value=ast.Call(
@@ -247,13 +246,21 @@ def _read_run(source: str) -> RunConfig:
                         keywords=[],
                     ),
                 ),
-            ]:
+            ] if all(map(_only_names_main, start)):
                 return RunConfig.from_dict(ast.literal_eval(values))
         raise ValueError("it is not what our bundles hold")
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
         raise FormatError(f"train_gpt.py: {_RUN_MODULE} cannot be read: {error!s:.100}") from error
     except (KeyError, TypeError, AttributeError, SpeedrunError) as error:
         raise FormatError(f"train_gpt.py: its settings are not a run: {error!s:.200}") from error
+
+
+def _only_names_main(node: ast.stmt) -> bool:
+    """Whether a statement before the recipe only says what `main` is."""
+    match node:
+        case ast.Import() | ast.ImportFrom() | ast.Assign(targets=[ast.Name(id="main")]):
+            return True
+    return False
 
 
 def module_sizes(

@@ -475,6 +475,9 @@ def _prove(question: Question, scored: Scored) -> RuleResult:
         return rule.undecided(str(error))
     except PredictorError as error:
         return rule.result(False, evidence=str(error), fix="answer one token at a time, too")
+    if proof.kind != found.kind:
+        evidence = f"was {found.kind} when it scored, {proof.kind} when it coded"
+        return rule.result(False, evidence=evidence, fix="be of one kind")
     part = "all" if proof.is_complete else f"{len(proof.runs)} runs"
     measured = f"{proof.coded_bits:,} bits for {proof.num_tokens:,} tokens ({part})"
     limit = f"{proof.limit_bits:,.0f} bits, {proof.claimed_bits:,.0f} claimed"

@@ -46,13 +46,15 @@ class OneByOne:
         while self._predictor.kind == "adaptive" and self._told < window:
             self._tell()
         inputs = self._texts[:rows, window * self._stride : place + 1].astype(np.int64)
-        asked = np.full(rows, inputs.shape[1] - 1, dtype=np.int64)
-        logits = self._predictor.predict(inputs, asked)
-        expected = (rows, self._predictor.vocab_size)
+        # A state that was carried here by what was told is that of the first target of the window.
+        adaptive = self._predictor.kind == "adaptive"
+        begin = (self._context - self._stride) * (window > 0) if adaptive else inputs.shape[1] - 1
+        logits = self._predictor.predict(inputs, np.full(rows, begin, dtype=np.int64))
+        expected = (rows * (inputs.shape[1] - begin), self._predictor.vocab_size)
         if tuple(logits.shape) != expected:
             raise CoverageError(f"logits have shape {tuple(logits.shape)}, expected {expected}")
         table = logits if isinstance(logits, np.ndarray) else logits.cpu().numpy()
-        return [frequencies(row) for row in table]
+        return [frequencies(row) for row in table[-rows:]]
 
     def _tell(self) -> None:
         """Pass over one window, which is never the last, exactly as `bpb.score` does."""

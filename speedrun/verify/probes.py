@@ -273,10 +273,12 @@ class Audit:
 
     def _replay(self, predictor: Predictor, window: int, place: int) -> None:
         """Ask for a place with a window that ends there: the future is not there at all."""
-        start = int(self.table[window, 0])
+        start, _, scored = self.table[window].tolist()
         inputs = self.tokens[start : place + 1].astype(np.int64)[None]
-        asked = np.array([place - start])
-        row = ask_nats(predictor, inputs, asked, self.tokens[place + 1 : place + 2])
+        # What an adaptive predictor has been told ends where the window begins to count.
+        begin = scored if predictor.kind == "adaptive" else place - start
+        asked = np.array([begin])
+        row = ask_nats(predictor, inputs, asked, self.tokens[start + begin + 1 : place + 2])
         self._note("prefix-replay", np.array([window]), [row], asked, next_to_change=True)
 
     def _other_text(self, length: int) -> Ints:
