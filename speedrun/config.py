@@ -278,8 +278,11 @@ class DataConfig:
     """Global batch: tokens of one optimiser step over all ranks and micro-batches."""
     micro_batch_tokens: int = 65_536
     """Largest number of tokens in one forward pass of one rank."""
-    order: Literal["shuffled", "sequential"] = "sequential"
-    """Windows in the order of a seeded permutation, or as they lie in the shards."""
+    order: Literal["shuffled", "sequential", "documents"] = "sequential"
+    """Windows in the order of a seeded permutation, or as they lie in the shards; `documents` are
+    permuted, too, and begin where a document does."""
+    bos_id: int = 1
+    """Id that begins a document, for order = "documents"."""
 
     def __post_init__(self) -> None:
         length = max(self.sequence_length, 1)
@@ -350,6 +353,21 @@ class QuantConfig:
     """Tensors of at most so many elements, and all vectors, stay float16."""
     clip_candidates: tuple[float, ...] = (0.999, 0.9995, 0.9999, 0.99999, 1.0)
     """Quantiles of a row's magnitudes to try as the largest kept; least squared error wins."""
+    clip_deviations: float = 0.0
+    """Keep so many standard deviations of each row instead; 0 searches."""
+    method: Literal["nearest", "gptq", "fit"] = "nearest"
+    """Round to the nearest code; or so that a layer's outputs change least; or choose every step so
+    that the least is lost in the bytes that there are. The last two look at calibration batches."""
+    calibration_s: float = 0.0
+    """Seconds of the training budget kept for calibration."""
+    calibration_batches: int = 64
+    """Batches to look at, if the seconds last."""
+    calibration: Literal["training", "generated"] = "training"
+    """Batches of the training text, or text that the network writes itself."""
+    margin_bytes: int = 0
+    """Bytes that `fit` leaves free, for seeds whose weights are harder to pack."""
+    correction_rank: int = 0
+    """Rank of the correction that `fit` may add to a tensor where it pays; 0 adds none."""
     codec: Literal["zstd", "lzma", "brotli", "ans", "best"] = "zstd"
     """Compressor of the sections; `best` takes the smallest for each."""
 
@@ -359,11 +377,19 @@ class QuantConfig:
         _require(
             "quant",
             {
-                "matrix_bits must be 2 to 8": 2 <= self.matrix_bits <= 8,
-                "embedding_bits must be 2 to 8": 2 <= self.embedding_bits <= 8,
+                # Bits of a GPTQ grid, which needs a zero.
+                "method must not be gptq with codes of one bit": self.method != "gptq"
+                or min(self.matrix_bits, self.embedding_bits) > 1,
+                "matrix_bits must be 1 to 8": 1 <= self.matrix_bits <= 8,
+                "embedding_bits must be 1 to 8": 1 <= self.embedding_bits <= 8,
                 "small_tensor_limit must not be negative": self.small_tensor_limit >= 0,
                 "clip_candidates must be quantiles in (0, 1]": bool(self.clip_candidates)
                 and all(0 < quantile <= 1 for quantile in self.clip_candidates),
+                "clip_deviations must not be negative": self.clip_deviations >= 0,
+                "calibration_s must not be negative": self.calibration_s >= 0,
+                "calibration_batches must be at least 1": self.calibration_batches >= 1,
+                "margin_bytes must not be negative": self.margin_bytes >= 0,
+                "correction_rank must be 0 to 64": 0 <= self.correction_rank <= 64,
             },
             self,
         )

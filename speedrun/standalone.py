@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -51,13 +52,16 @@ def load_predictor(packed: bytes) -> tuple[RunConfig, ModelPredictor]:
     return run, ModelPredictor(model, run.model.vocab_size)
 
 
-def main(run: RunConfig) -> None:
-    """Entry of the bundle, called with the resolved recipe that it was built from."""
+def main(run: RunConfig, pack: Callable[..., bytes] | None = None) -> None:
+    """Entry of the bundle, called with the resolved recipe that it was built from.
+
+    `pack(run, trained, shards, clock)` is how its recipe packs, if not by rounding to the nearest.
+    """
     try:
         if sys.argv[1:2] == ["predict"]:
             _predict(Path(*sys.argv[2:3] or ["model.srz"]))
         else:
-            _train(run, _parse_arguments(run))
+            _train(run, _parse_arguments(run), pack)
     except SpeedrunError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 (this is a command line)
         sys.exit(error.exit_code)
@@ -81,11 +85,14 @@ def _predict(path: Path) -> None:
     serve(load_predictor(packed)[1], connection)
 
 
-def _train(run: RunConfig, arguments: argparse.Namespace) -> None:
+def _train(
+    run: RunConfig, arguments: argparse.Namespace, pack: Callable[..., bytes] | None
+) -> None:
     data, out = arguments.data, arguments.out
     timed = dataclasses.replace(run.train, budget_s=arguments.budget)
     run = dataclasses.replace(run, seed=arguments.seed, train=timed)
-    batches = open_batches(list_shards(data, "train"), run)
+    shards = list_shards(data, "train")
+    batches = open_batches(shards, run)
     ranks = Ranks.from_environment()
     log, ledger = RunLog(), Ledger(None)
     if ranks.is_main:
@@ -96,11 +103,15 @@ def _train(run: RunConfig, arguments: argparse.Namespace) -> None:
         except OSError as error:
             raise OutputError(f"{out}: cannot write there: {error.strerror}") from None
         log, ledger = RunLog(out, print), Ledger(out / "ledger.jsonl")
-    trained = train(run, batches, Clock(run.train.budget_s, ledger), ranks, log)
+    clock = Clock(run.train.budget_s - run.quant.calibration_s, ledger)
+    trained = train(run, batches, clock, ranks, log)
     ranks.close()
     if not ranks.is_main:
         return
-    packed = pack_weights(trained.weights, run.quant, {"run": run.to_dict()})
+    if pack is None:
+        packed = pack_weights(trained.weights, run.quant, {"run": run.to_dict()})
+    else:
+        packed = pack(run, trained, shards, clock)
     write_atomic(out / "model.srz", packed)
     log.line(f"Serialized model: {len(packed)} bytes")
     manifest = data / "manifest.json"

@@ -83,7 +83,9 @@ class Contest:
         return subprocess.Popen(
             [sys.executable, "-m", "speedrun", *map(str, words)],
             cwd=self.folder,
-            env=os.environ | {"PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": "1", "COLUMNS": "80"},
+            env=os.environ
+            | {"PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+            | {"SPEEDRUN_CACHE": os.environ.get("SPEEDRUN_CACHE", str(self.folder / "cache"))},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -147,6 +149,8 @@ def call(
         before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
         monkeypatch.setattr(sys, "argv", ["speedrun", *map(str, words)])
         monkeypatch.setenv("COLUMNS", "80")
+        if "SPEEDRUN_CACHE" not in os.environ:
+            monkeypatch.setenv("SPEEDRUN_CACHE", str(contest.folder / "cache"))
         capsys.readouterr()
         try:
             with pytest.raises(SystemExit) as left:

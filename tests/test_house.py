@@ -23,7 +23,7 @@ FLOORS = (
     {"predict"},
     {"bpb"},
     {"train", "pack"},
-    {"verify", "standalone"},
+    {"verify", "standalone", "fitted"},
     {"records"},
     {"cli"},
     {"__main__"},

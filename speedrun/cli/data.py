@@ -1,15 +1,17 @@
-"""`speedrun data`: which corpora there are, and building one from JSON lines."""
+"""`speedrun data`: list corpora, fetch them, make one, check it, look into it."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import typer
 
-from speedrun.cli.screen import say_aside
+from speedrun.cli import data_fetch as fetch
+from speedrun.cli import data_inspect as inspect
+from speedrun.cli import data_prepare as prepare
+from speedrun.cli.screen import open_bar, say_aside
 
-app = typer.Typer(help="Corpora: list, prepare, check.", no_args_is_help=True)
+app = typer.Typer(help="Corpora: list, fetch, prepare, check, inspect.", no_args_is_help=True)
 
 _JSON = typer.Option(False, "--json", help="Print JSON instead of text.")
 
@@ -33,79 +35,60 @@ def check(
     corpus: str = typer.Argument(
         metavar="CORPUS", help="Corpus name, .toml file or dataset folder."
     ),
-    as_json: bool = _JSON,
-) -> None:
-    """Verify a corpus: every byte of its validation split.
-
-    A corpus that is built here is built first, if need be.
-    """
-    from speedrun.data.corpus import open_corpus
-
-    dataset = open_corpus(corpus, echo=say_aside)
-    dataset.verify_validation()
-    tokens = dataset.val_tokens()
-    facts = {
-        "name": dataset.name,
-        "folder": str(dataset.folder),
-        "vocab_size": dataset.vocab_size,
-        "train_shards": len(dataset.train_shards),
-        "validation_tokens": len(tokens),
-        "validation_bytes": dataset.val_raw_bytes,
-        "bytes_per_token": round(dataset.val_raw_bytes / len(tokens), 4),
-        "token_bytes": dataset.val_token_bytes,
-        "is_lossless": dataset.val_token_bytes == dataset.val_raw_bytes,
-        "fingerprint": dataset.fingerprint,
-    }
-    if as_json:
-        print(json.dumps(facts, indent=2))
-        return
-    for key, value in facts.items():
-        shown = f"{value:,}" if type(value) is int else value
-        print(f"{key.replace('_', ' '):<18} {shown}")
-
-
-@app.command(
-    "prepare", epilog="Example: speedrun data prepare docs.jsonl.zst --tokenizer sp.model --out D"
-)
-def prepare(
-    source: Path = typer.Argument(
-        metavar="SOURCE", help="JSON lines with id and text: .jsonl, .jsonl.zst, .gz."
+    against: str = typer.Option(
+        "", metavar="NAME|FILE", help="Corpus that the folder should be. Default: what it says."
     ),
-    tokenizer: Path = typer.Option(..., metavar="FILE", help="SentencePiece model."),
-    out: Path = typer.Option(..., metavar="FOLDER", help="Dataset folder to make."),
-    validation_documents: int = typer.Option(
-        120,
-        metavar="N",
-        min=1,
-        help="Held out: the first by SHA-256 of id.",
+    workers: int = typer.Option(
+        0, metavar="N", min=0, show_default=False, help="Processes. Default: one per processor."
     ),
     as_json: bool = _JSON,
 ) -> None:
-    """Make a dataset: tokenise documents, hold some out.
+    """Hold a dataset against all that is known of it.
 
-    The folder has shards, a manifest, the tokenizer and the raw validation text.
+    Its files, hashes, ids, tokenizer, text, bytes and split, and documents in both splits.
+
+    A corpus that is built here is built first, if need be. Exit code 0 all passed, 1 something is
+    wrong, 2 something could not be decided.
     """
-    from speedrun.data.prepare import prepare_dataset, read_jsonl
-    from speedrun.data.tokenizer import Tokenizer
+    from speedrun.data.build import default_workers
+    from speedrun.data.check import check_folder
+    from speedrun.data.corpus import find_folder
+    from speedrun.data.seen import remember_overlap
 
-    dataset = prepare_dataset(
-        read_jsonl(source),
-        Tokenizer.load(tokenizer),
-        out,
-        name=out.name,
-        validation_count=validation_documents,
-    )
+    folder, spec = find_folder(corpus, against, echo=say_aside)
+    with open_bar() as progress:
+        report = check_folder(
+            folder, spec=spec, workers=workers or default_workers(), progress=progress
+        )
+    remember_overlap(report)
     if as_json:
-        facts = {
-            "folder": str(out),
-            "train_shards": len(dataset.train_shards),
-            "validation_tokens": len(dataset.val_tokens()),
-            "validation_bytes": dataset.val_raw_bytes,
-            "fingerprint": dataset.fingerprint,
-        }
-        print(json.dumps(facts, indent=2))
-        return
-    print(
-        f"{out}: {len(dataset.train_shards)} training shards, "
-        f"{len(dataset.val_tokens()):,} validation tokens, {dataset.val_raw_bytes:,} bytes"
-    )
+        print(json.dumps(report.to_dict(), indent=2))
+    else:
+        width = max(len(line.id) for line in report.lines)
+        for line in report.lines:
+            expected = (
+                f" (expected: {line.expected})" if line.status == "FAIL" and line.expected else ""
+            )
+            fix = f"; {line.fix}" if line.fix else ""
+            print(f"{line.status:<9} {line.id:<{width}}  {line.found}{expected}{fix}")
+        print(f"{report.status} {report.folder}")
+        if report.fingerprint:
+            print(f"fingerprint {report.fingerprint}")
+    raise typer.Exit(report.exit_code)
+
+
+app.command(
+    "fetch",
+    short_help="Fetch a published corpus from the Hugging Face hub.",
+    epilog="Example: speedrun data fetch golf-sp1024 --shards 1",
+)(fetch.fetch)
+app.command(
+    "inspect",
+    short_help="Show documents, their lengths and frequent tokens.",
+    epilog="Example: speedrun data inspect stdlib --documents 2",
+)(inspect.inspect)
+app.command(
+    "prepare",
+    short_help="Make a dataset from text, JSON lines or parquet.",
+    epilog="Example: speedrun data prepare docs.jsonl.zst --tokenizer sp.model --out D",
+)(prepare.prepare)

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from speedrun.bpb import Score
+from speedrun.cli.calibration import calibration_of
 from speedrun.cli.folder import read_environment
 from speedrun.clock import Clock, Ledger
 from speedrun.config import RunConfig
 from speedrun.data.dataset import Dataset
 from speedrun.errors import OutputError, PackError
-from speedrun.pack.bundle import build_bundle
+from speedrun.files import write_atomic
+from speedrun.fitted import pack_by_method
+from speedrun.pack.bundle import TWIN_NAME, bundle_of, readable_twin
 from speedrun.pack.submission import MANIFEST_NAME, SubmissionFacts, write_submission
-from speedrun.pack.weights import pack_weights
 from speedrun.standalone import score_packed
 from speedrun.tracks.load import Track
 from speedrun.train.log import RunLog
@@ -67,8 +69,12 @@ def pack_run(
     machine = read_environment(folder, dataset)
     _check_replaceable(out)
     with clock.phase("pack"):
-        packed = pack_weights(trained.weights, run.quant, {"run": run.to_dict()})
-        bundle = build_bundle(run)
+        calibration = calibration_of(folder, run, trained, dataset)
+        twin = readable_twin(run, cap_bytes=cap_bytes)
+        bundle = bundle_of(twin)
+        packed = pack_by_method(
+            run, trained.weights, calibration, model_cap_bytes=cap_bytes - len(bundle)
+        )
     total = len(packed) + len(bundle)
     log.line(f"Serialized model: {len(packed)} bytes")
     log.line(f"Code size: {len(bundle)} bytes")
@@ -77,8 +83,10 @@ def pack_run(
         raise PackError(
             f"model.srz {len(packed):,} + train_gpt.py {len(bundle):,} = {total:,} bytes, "
             f"{total - cap_bytes:,} over the limit of {cap_bytes:,}; the weights are kept, so "
-            f"take fewer bits: speedrun pack {folder} --set quant.matrix_bits=N"
+            f"take fewer bits: speedrun pack {folder} --set quant.matrix_bits=N, or let the packer "
+            "choose them: --set quant.method='fit'"
         )
+    write_atomic(folder / TWIN_NAME, twin.encode())
     with clock.phase("evaluate"):
         result = score_packed(
             packed, dataset.val_tokens(), num_bytes=dataset.val_raw_bytes, log=log
@@ -111,6 +119,7 @@ def pack_run(
         logs={
             "train.log": (log.folder or folder) / "train.log",
             "ledger.jsonl": folder / "ledger.jsonl",
+            TWIN_NAME: folder / TWIN_NAME,
         },
         track=track,
     )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from speedrun.bpb import score
+from speedrun.cli.calibration import calibrate_run
 from speedrun.cli.folder import note_environment, read_trained, write_trained
 from speedrun.cli.packing import Packed, pack_run
 from speedrun.cli.screen import Screen
@@ -18,6 +19,7 @@ from speedrun.clock import Clock, Ledger
 from speedrun.config import RunConfig
 from speedrun.data.batches import open_batches
 from speedrun.data.dataset import Dataset, check_vocab
+from speedrun.pack.forecast import forecast_size
 from speedrun.predict import ModelPredictor
 from speedrun.ranks import Ranks
 from speedrun.records.runs import RunRow, append_run
@@ -47,9 +49,18 @@ class Finished:
 
 
 def run_once(
-    run: RunConfig, track: Track, dataset: Dataset, folder: Path, screen: Screen, *, author: str
+    run: RunConfig,
+    track: Track,
+    dataset: Dataset,
+    folder: Path,
+    screen: Screen,
+    *,
+    author: str,
+    overlap: Mapping[str, str],
 ) -> Finished:
     """Train, pack, score and judge one run in `folder`, continuing where it was interrupted.
+
+    `overlap` goes into the ledger: what is known of validation documents in the training shards.
 
     Raises
         RunInterruptedError: a signal came; the checkpoint is on disk.
@@ -57,9 +68,14 @@ def run_once(
     """
     check_vocab(dataset, run.model.vocab_size)
     machine = note_environment(folder, dataset)
-    clock = Clock(run.train.budget_s, Ledger(folder / "ledger.jsonl"))
+    # What calibration is given, training does not have.
+    trained_s = run.train.budget_s - run.quant.calibration_s
+    clock = Clock(trained_s, Ledger(folder / "ledger.jsonl"))
+    with clock.phase("data") as booked:
+        booked.update(overlap)
     log = RunLog(folder, screen.say, screen.on_step)
     trained = read_trained(folder) or _train(run, dataset, folder, clock, log)
+    calibrate_run(folder, run, trained, dataset, clock)
     screen.say("packing the averaged weights and scoring what is left of them")
     packed = pack_run(
         run,
@@ -140,6 +156,11 @@ def _look(
             loss_nats=seen.nats_per_token,
             bpb=seen.bpb,
             elapsed_s=clock.elapsed_s,
+        )
+        foreseen = forecast_size(model.state_dict(), run.quant)
+        log.line(
+            f"step:{step}/{run.train.max_steps} forecast_model_bytes:{foreseen.model_bytes} "
+            f"bits_per_weight:{foreseen.bits_per_weight:.3f}"
         )
 
     return look

@@ -52,6 +52,9 @@ def run(
     author: str = typer.Option(
         "", metavar="NAME", help="Name in the submission. Default: $SPEEDRUN_AUTHOR."
     ),
+    allow_overlap: bool = typer.Option(
+        False, "--allow-overlap", help="Train even if validation text is in training."
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Say what would run, and stop."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON, one line for each run."),
 ) -> None:
@@ -79,16 +82,20 @@ def run(
         return
     from speedrun.cli import pipeline
     from speedrun.cli.folder import new_folder
+    from speedrun.cli.overlap import check_overlap
     from speedrun.data.corpus import open_corpus
 
     dataset = open_corpus(data or chosen.corpus, echo=echo)
+    overlap = check_overlap(dataset, allow=allow_overlap, echo=echo)
     exit_code = 0
     for offset in range(seeds):
         each = dataclasses.replace(first, seed=first.seed + offset)
         with nullcontext(resume) if resume else new_folder(each, chosen, out) as folder:
             echo(f"run folder: {folder}")
             with open_screen(each.train.budget_s, as_json=as_json) as screen:
-                done = pipeline.run_once(each, chosen, dataset, folder, screen, author=author)
+                done = pipeline.run_once(
+                    each, chosen, dataset, folder, screen, author=author, overlap=overlap
+                )
         _print_finished(done, chosen, as_json=as_json)
         exit_code = max(exit_code, done.verdict.exit_code)
     if not as_json:

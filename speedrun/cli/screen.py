@@ -63,6 +63,37 @@ def open_screen(budget_s: float, *, as_json: bool) -> Iterator[Screen]:
         yield Screen(say=say_above, on_step=on_step, on_scored=on_scored)
 
 
+@contextmanager
+def open_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """On a terminal a bar (on stderr) of what is being done; elsewhere a line at each tenth of it.
+
+    Gives a function of the name, how much is done, and of how much.
+    """
+    if not sys.stderr.isatty():
+        told: dict[str, int] = {}
+
+        def tell(what: str, done: int, total: int) -> None:
+            tenth = 10 * done // max(total, 1)
+            if tenth > told.get(what, 0):
+                told[what] = tenth
+                say_aside(f"{what}: {10 * tenth} % of {total:,}")
+
+        yield tell
+        return
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    with Progress(console=Console(stderr=True), refresh_per_second=2) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what)
+            bar.update(tasks[what], completed=done, total=max(total, 1))
+
+        yield show
+
+
 def print_runs(out: Path, *, track: str = "", last: int | None = None) -> None:
     """The table of runs in `out`, one for each track, or for the one that is named."""
     from rich.console import Console

@@ -40,9 +40,23 @@ class CorpusSpec:
     """Published corpora: targets that the field scores, in whole sequences."""
     validation_bytes: int = 0
     """Published corpora: bytes of text behind these targets."""
+    validation_sha256: str = ""
+    """Of the validation tokens, uint16 and little-endian, if somebody published it."""
+    bytes_per_token: float = 0.0
+    """Of the validation targets, to four digits: the fingerprint of tokenizer and split together.
+    1.0 for byte tokenizers, where only text counts."""
+    repo: str = ""
+    """Published corpora: Hugging Face dataset that `data fetch` takes it from."""
+    prefix: str = ""
+    """Folder in it that holds `manifest.json`, `datasets/` and `tokenizers/`."""
+    near_duplicates_are_known: bool = False
+    """Validation documents have near copies in training, by the corpus's own definition: a run says
+    so but does not refuse."""
 
     def __post_init__(self) -> None:
-        published = ("folder", "tokenizer", "how_to_get", "validation_tokens", "validation_bytes")
+        published: tuple[str, ...] = ("folder", "tokenizer", "how_to_get")
+        if self.bytes_per_token != 1:  # byte tokens tell their bytes themselves
+            published = (*published, "validation_tokens", "validation_bytes")
         for key in published if self.kind == "golf" else ("validation_frac",):
             if not getattr(self, key):
                 raise ConfigError(f"{key} is missing; a corpus of kind {self.kind!r} needs it")

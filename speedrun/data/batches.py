@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from speedrun.config import RunConfig
-from speedrun.data.shards import MAX_VOCAB_SIZE, open_shard
+from speedrun.data.shards import MAX_VOCAB_SIZE, Tokens, open_shard
 from speedrun.errors import DataError
 
 
@@ -30,6 +30,7 @@ def open_batches(shards: Sequence[Path], run: RunConfig) -> Batches:
         seed=run.seed,
         vocab_size=run.model.vocab_size,
         last_tokens=run.count.held_out_tokens if run.model.ngram_order else 0,
+        bos_id=run.data.bos_id,
     )
 
 
@@ -38,7 +39,8 @@ class Batches:
 
     `sequential` deals windows as they lie and starts again at the end. `shuffled` draws a new
     permutation for every epoch, and new starts: each shard's windows move together by up to the
-    tokens that its last window leaves over. With `last_tokens` there are windows in so many tokens
+    tokens that its last window leaves over. `documents` permutes windows that begin with a document
+    (`align`), which repeats what it cuts. With `last_tokens` there are windows in so many tokens
     at the end of the shards only (or in half of all, if that is less).
 
     Raises
@@ -52,10 +54,11 @@ class Batches:
         *,
         sequence_length: int,
         tokens_per_step: int,
-        order: Literal["shuffled", "sequential"] = "sequential",
+        order: Literal["shuffled", "sequential", "documents"] = "sequential",
         seed: int = 0,
         vocab_size: int = MAX_VOCAB_SIZE,
         last_tokens: int = 0,
+        bos_id: int = 1,
     ) -> None:
         if sequence_length < 1 or tokens_per_step < 1 or tokens_per_step % sequence_length:
             raise DataError(
@@ -70,13 +73,17 @@ class Batches:
         self._paths = list(shards)
         # Plain views: slicing a memmap object costs several times the copy of a window.
         self._tokens = [np.asarray(open_shard(path)) for path in self._paths]
-        self.earlier: list[NDArray[np.uint16]] = []
+        self.earlier: list[Tokens] = []
         """Tokens that `last_tokens` keeps out of the windows, shard by shard."""
         if last_tokens:
             self._keep_last(last_tokens)
-        self._windows = np.array(
-            [max(len(tokens) - 1, 0) // sequence_length for tokens in self._tokens], dtype=np.int64
-        )
+        windows = [max(len(tokens) - 1, 0) // sequence_length for tokens in self._tokens]
+        self._aligned: NDArray[np.int64] | None = None
+        """First token of every window, where windows follow documents."""
+        if order == "documents":
+            starts = [align(tokens, sequence_length, bos_id) for tokens in self._tokens]
+            windows, self._aligned = [each.size for each in starts], np.concatenate(starts)
+        self._windows = np.array(windows, dtype=np.int64)
         self._ends = np.cumsum(self._windows)
         self.num_windows = int(self._windows.sum())
         """Windows of one epoch."""
@@ -115,6 +122,15 @@ class Batches:
         Raises
             DataError: the batch cannot be shared equally, or a token id is not below `vocab_size`.
         """
+        windows = torch.from_numpy(self.rows(step, rank=rank, world=world).astype(np.int64))
+        return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+
+    def rows(self, step: int, *, rank: int, world: int) -> NDArray[np.uint16]:
+        """The same windows whole, as the shards hold them: a quarter of the bytes for a GPU's bus.
+
+        Shapes
+            result  (sequences_per_step / world, sequence_length + 1)  uint16
+        """
         share, left = divmod(self.sequences_per_step, world)
         if left:
             raise DataError(
@@ -133,8 +149,7 @@ class Batches:
                 f"{self._paths[shard]} holds token {largest:,}, the model's alphabet "
                 f"has {self.vocab_size:,}; set model.vocab_size to the tokenizer's"
             )
-        windows = torch.from_numpy(rows.astype(np.int64))
-        return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+        return rows
 
     def _locate(self, windows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Shard and first token of windows, numbered from the first ever dealt.
@@ -149,6 +164,9 @@ class Batches:
             order, phases = self._epoch(int(epoch))
             index = order[places[here]]
             shard = np.searchsorted(self._ends, index, side="right")
+            if self._aligned is not None:
+                shards[here], starts[here] = shard, self._aligned[index]
+                continue
             offset = (index - self._ends[shard] + self._windows[shard]) * self.sequence_length
             shards[here], starts[here] = shard, phases[shard] + offset
         return shards, starts
@@ -168,9 +186,25 @@ class Batches:
             return np.arange(self.num_windows), np.zeros(len(self._tokens), dtype=np.int64)
         # Raw bits, because NumPy promises only these to be the same in every release.
         bits = np.random.PCG64(np.random.SeedSequence([self.seed % 2**64, epoch]))
-        slack = [
-            max(len(tokens) - 1, 0) - windows * self.sequence_length
+        slack = [  # windows of documents overlap, so there may be less than none
+            max(len(tokens) - 1 - windows * self.sequence_length, 0)
             for tokens, windows in zip(self._tokens, self._windows.tolist(), strict=True)
         ]
         phases = bits.random_raw(len(slack)) % (np.array(slack, dtype=np.uint64) + np.uint64(1))
         return np.argsort(bits.random_raw(self.num_windows), kind="stable"), phases.astype(np.int64)
+
+
+def align(tokens: Tokens, sequence_length: int, bos_id: int) -> NDArray[np.int64]:
+    """Starts of windows that begin with a document.
+
+    A document that a window cuts off begins the next one, unless it fills the window: then the next
+    goes on with it. So no token is left out but those of a last window that would not be full.
+    """
+    size, starts, start = sequence_length + 1, [], 0
+    begins = np.flatnonzero(tokens == bos_id)
+    while start + size <= len(tokens):
+        starts.append(start)
+        last = int(np.searchsorted(begins, start + sequence_length, side="right")) - 1
+        following = int(begins[last]) if last >= 0 else 0
+        start = following if following > start else start + sequence_length
+    return np.array(starts, dtype=np.int64)

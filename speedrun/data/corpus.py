@@ -9,18 +9,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 from speedrun import settings
 from speedrun.corpora.load import FOLDER, CorpusSpec, load_corpus
 from speedrun.data import stdlib
 from speedrun.data.dataset import Dataset, open_dataset
-from speedrun.data.prepare import Document, prepare_dataset
+from speedrun.data.lock import hold
+from speedrun.data.prepare import prepare_dataset
+from speedrun.data.sources import Document
 from speedrun.data.tokenizer import train_tokenizer
-from speedrun.errors import DataError, OutputError
+from speedrun.errors import DataError
 from speedrun.files import write_atomic
 
 Echo = Callable[[str], object]
@@ -45,9 +45,39 @@ def open_corpus(name: str | Path, *, echo: Echo = lambda line: None) -> Dataset:
         raise DataError(
             f"no corpus and no folder is called {str(name)!r}; corpora are {', '.join(shipped)}"
         )
-    specs = [load_corpus(other) for other in shipped]
-    published = next((spec for spec in specs if spec.folder == folder.resolve().name), None)
-    return open_dataset(folder, published=published)
+    return open_dataset(folder, published=_published_as(folder))
+
+
+def find_folder(
+    name: str, against: str = "", *, echo: Echo = lambda line: None
+) -> tuple[Path, CorpusSpec | None]:
+    """The folder of a corpus and what it should be, without looking into it.
+
+    A corpus that is built here is built, if need be. `against` names the corpus that a folder
+    should be, where its own name does not say it.
+
+    Raises
+        ConfigError: a corpus file has a wrong key or value.
+        DataError: nothing has this name, or it is not here.
+    """
+    spec = load_corpus(against) if against else None
+    shipped = settings.list_names(FOLDER)
+    if name in shipped or name.endswith(".toml"):
+        own = load_corpus(name)
+        built = open_corpus(name, echo=echo).folder if own.kind == "stdlib" else None
+        return built or _golf_folder(own), spec or own
+    folder = Path(name)
+    if not folder.is_dir():
+        raise DataError(
+            f"no corpus and no folder is called {name!r}; corpora are {', '.join(shipped)}"
+        )
+    return folder, spec or _published_as(folder)
+
+
+def _published_as(folder: Path) -> CorpusSpec | None:
+    """The shipped corpus whose folder has this name."""
+    specs = map(load_corpus, settings.list_names(FOLDER))
+    return next((spec for spec in specs if spec.folder == folder.resolve().name), None)
 
 
 def cache_folder() -> Path:
@@ -59,11 +89,20 @@ def cache_folder() -> Path:
 
 
 def _open_golf(spec: CorpusSpec) -> Dataset:
-    root = Path(os.environ.get("SPEEDRUN_DATA") or "data")
+    return open_dataset(_golf_folder(spec), published=spec)
+
+
+def data_root() -> Path:
+    """Where published corpora lie: `SPEEDRUN_DATA`, or `data` below the working folder."""
+    return Path(os.environ.get("SPEEDRUN_DATA") or "data")
+
+
+def _golf_folder(spec: CorpusSpec) -> Path:
+    root = data_root()
     places = [root / "datasets" / spec.folder, root / spec.folder]
     for place in places:
         if place.is_dir():
-            return open_dataset(place, published=spec)
+            return place
     looked = " and ".join(map(str, places))
     raise DataError(f"corpus {spec.name} is not here: looked for {looked}; {spec.how_to_get}")
 
@@ -73,7 +112,8 @@ def _open_stdlib(spec: CorpusSpec, echo: Echo) -> Dataset:
     state = f"{stdlib.file_state(library)} {spec.vocab_size} {spec.validation_frac}"
     if dataset := _open_built(cache, spec, state, echo):
         return dataset
-    with _lock(cache / f"{spec.name}.lock", echo):
+    remedy = "set SPEEDRUN_CACHE to a folder that you may write to"
+    with hold(cache / f"{spec.name}.lock", echo, remedy=remedy):
         # Somebody else may have built it while we waited.
         if dataset := _open_built(cache, spec, state, echo):
             return dataset
@@ -146,47 +186,3 @@ def _is_sound(folder: Path, echo: Echo) -> bool:
 
 def _memo_path(cache: Path, spec: CorpusSpec) -> Path:
     return cache / f"{spec.name}.json"
-
-
-@contextmanager
-def _lock(path: Path, echo: Echo) -> Iterator[None]:
-    """Hold a file's lock; the system gives it back when the process dies."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
-    except OSError as error:
-        raise OutputError(
-            f"cannot write the cache {path.parent}: {error.strerror}; "
-            "set SPEEDRUN_CACHE to a folder that you may write to"
-        ) from error
-    with file:
-        try:
-            _take_lock(file, wait=False)
-        except OSError:
-            echo(f"waiting for another process that holds {path}")
-            _take_lock(file, wait=True)
-        yield
-
-
-def _take_lock(file: BinaryIO, *, wait: bool) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        _take_windows_lock(file, wait=wait)
-    else:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _take_windows_lock(file: BinaryIO, *, wait: bool) -> None:
-    import msvcrt
-
-    locking, modes = vars(msvcrt)["locking"], vars(msvcrt)
-    while True:
-        file.seek(0)
-        try:
-            locking(file.fileno(), modes["LK_LOCK" if wait else "LK_NBLCK"], 1)
-        except OSError:
-            if not wait:
-                raise
-        else:
-            return  # with LK_LOCK, Windows tries for ten seconds only, so ask again

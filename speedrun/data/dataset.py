@@ -18,6 +18,7 @@ import numpy as np
 
 from speedrun import settings
 from speedrun.corpora.load import CorpusSpec
+from speedrun.data.byte_ids import FIRST_BYTE
 from speedrun.data.raw_bytes import RawText, check_accounting
 from speedrun.data.shards import Tokens, list_shards, open_shard
 from speedrun.data.tokenizer import Tokenizer
@@ -26,6 +27,7 @@ from speedrun.files import sha256_file
 
 MANIFEST = "manifest.json"
 VERSION = 1
+_OPTIONAL = {"merkle_root", "train_raw_bytes", "order", "with_eos", "sources"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +69,35 @@ class ShardEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FileEntry:
+    """One file that documents were read from."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceEntry:
+    """One source: its files, and what became of its records."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    weight: float | None
+    files: tuple[FileEntry, ...]
+    records: int
+    """Records read, of which some were left out and some were not reached by the mixture."""
+    left_out: dict[str, int]
+    """Records by the filter that took them out; `duplicate` for texts that came before."""
+    documents: int
+    """Documents in the dataset."""
+    raw_bytes: int
+    """Bytes of their text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """What `manifest.json` says; the totals must be the sums over the shards."""
 
@@ -84,10 +115,21 @@ class Manifest:
     val_token_bytes: int
     lossless: bool
     shards: tuple[ShardEntry, ...]
+    # From here on what only streamed builds know; left out of the file where it is empty.
+    merkle_root: str = ""
+    """Of all files but the manifest; see `data.merkle`."""
+    train_raw_bytes: int = 0
+    order: str = ""
+    """How documents were ordered before the split: `hash` of the id, or `stream`."""
+    with_eos: bool = False
+    """Whether the tokenizer's EOS ends every document."""
+    sources: tuple[SourceEntry, ...] = ()
 
     def to_json(self) -> bytes:
         """Canonical bytes: the same manifest is the same file."""
-        text = json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, ensure_ascii=False)
+        values = dataclasses.asdict(self)
+        values = {key: value for key, value in values.items() if key not in _OPTIONAL or value}
+        text = json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False)
         return (text + "\n").encode()
 
     @classmethod
@@ -182,7 +224,7 @@ class Dataset:
             DataError: a shard is damaged, or the stream is not the published one.
         """
         tokens = np.concatenate([open_shard(path) for path in self.val_shards])
-        if self.published is not None:
+        if self.published is not None and self.published.validation_tokens:
             scored = self.published.validation_tokens
             # The field scores floor((N - 1) / 2048) * 2048 tokens.
             if not scored <= tokens.size - 1 < scored + 2048:
@@ -202,7 +244,7 @@ class Dataset:
         """
         if self.manifest is not None:
             return self.manifest.val_raw_bytes
-        return self._published().validation_bytes
+        return self._published_bytes()
 
     @property
     def val_token_bytes(self) -> int:
@@ -213,7 +255,7 @@ class Dataset:
         """
         if self.manifest is not None:
             return self.manifest.val_token_bytes
-        return self._published().validation_bytes
+        return self._published_bytes()
 
     def check(self) -> None:
         """Check what is cheap: shards and raw text have their lengths, the tokenizer its hash.
@@ -257,7 +299,7 @@ class Dataset:
         self.check()
         table = self.tokenizer().byte_table()
         if self.manifest is None:
-            found, expected = table.total(self.val_tokens()), self._published().validation_bytes
+            found, expected = table.total(self.val_tokens()), self._published_bytes()
             if found != expected:
                 raise TokenizerError(
                     f"{self.folder}: the validation targets have {found:,} bytes by "
@@ -282,6 +324,13 @@ class Dataset:
                 f"{self.folder / MANIFEST}: val_token_bytes is {self.manifest.val_token_bytes:,}, "
                 f"counted {token_bytes:,}; prepare the dataset again"
             )
+
+    def _published_bytes(self) -> int:
+        published = self._published()
+        if published.validation_bytes:
+            return published.validation_bytes
+        # Byte tokens: every target is a byte, but for the few that begin or end a document.
+        return int((self.val_tokens()[1:] >= FIRST_BYTE).sum())
 
     def _published(self) -> CorpusSpec:
         if self.published is None:

@@ -1,19 +1,18 @@
-"""Documents into a dataset folder: tokenised, split, written beside their raw validation text.
+"""Documents in memory into a dataset folder: tokenised, split, beside their raw validation text.
 
-The folder appears whole or not at all. Where documents come from is the matter of `stdlib` and
-`read_jsonl`.
+The folder appears whole or not at all. What is larger than memory goes through `data.build`, which
+must make the same shards: this is the version that can be read at one sitting.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import zstandard
@@ -29,13 +28,11 @@ from speedrun.data.dataset import (
 )
 from speedrun.data.raw_bytes import RawText, check_accounting
 from speedrun.data.shards import Split, Tokens, write_shard
+from speedrun.data.sources import Document, read_lines
 from speedrun.data.tokenizer import Tokenizer
 from speedrun.errors import DataError, OutputError
 from speedrun.files import atomic_path, sha256_file, write_atomic
 
-Document = tuple[str, str]
-"""Id and text."""
-TOKENIZER_FILE = "tokenizer.model"
 SHARD_TOKENS = 100_000_000
 _DOCUMENTS_AT_ONCE = 64
 
@@ -84,7 +81,7 @@ def prepare_dataset(
                 split.add(document_id, text, tokens)
         for split in splits.values():
             split.close()
-        write_atomic(folder / TOKENIZER_FILE, tokenizer.model)
+        write_atomic(folder / tokenizer.file_name, tokenizer.model)
         manifest = _manifest(splits["train"], splits["val"], tokenizer, name=name, source=source)
         write_atomic(folder / MANIFEST, manifest.to_json())
     return open_dataset(out)
@@ -100,7 +97,7 @@ def read_jsonl(path: Path) -> Iterator[Document]:
     """
     number = 0
     try:
-        for number, line in enumerate(_read_lines(Path(path)), start=1):
+        for number, line in enumerate(read_lines(Path(path)), start=1):
             if not line.strip():
                 continue
             document: Any = json.loads(line)
@@ -173,7 +170,7 @@ class _Split:
             bos_id=self.tokenizer.bos_id,
             lossless=self.is_lossless,
         ).token_bytes
-        write_atomic(path, raw.data)
+        write_atomic(path, bytes(raw.data))
         return RawEntry(
             file=path.name,
             sha256=hashlib.sha256(raw.data).hexdigest(),
@@ -195,7 +192,7 @@ def _manifest(
         name=name,
         source=source,
         tokenizer=TokenizerEntry(
-            file=TOKENIZER_FILE,
+            file=tokenizer.file_name,
             sha256=tokenizer.sha256,
             vocab_size=tokenizer.vocab_size,
             bos_id=tokenizer.bos_id,
@@ -226,29 +223,3 @@ def _checked(document_id: str, text: str) -> str:
             "which UTF-8 cannot say; repair or drop it"
         ) from error
     return text
-
-
-def _read_lines(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        if path.suffix == ".gz":
-            with gzip.open(file) as unpacked:
-                yield from unpacked
-        elif path.suffix == ".zst":
-            yield from _unpack_zstd(file)
-        else:
-            yield from file
-
-
-def _unpack_zstd(file: BinaryIO) -> Iterator[bytes]:
-    """Lines of a zstd file. The library's own reader takes a cut file for a short one."""
-    frame = zstandard.ZstdDecompressor().decompressobj()
-    line = packed = b""
-    while packed := packed or file.read(1 << 16):
-        if frame.eof:
-            frame = zstandard.ZstdDecompressor().decompressobj()
-        *lines, line = (line + frame.decompress(packed)).split(b"\n")
-        packed = frame.unused_data
-        yield from lines
-    if not frame.eof:
-        raise EOFError("the file ends inside a zstd frame")
-    yield line

@@ -6,6 +6,7 @@ the validation text itself is kept beside its shard, and each count by a table i
 
 from __future__ import annotations
 
+import mmap
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speedrun.errors import TokenizerError
+
+_TOKENS_AT_ONCE = 1 << 22
+"""Some MB of arrays, however long the stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ class ByteTable:
 
     def total(self, stream: NDArray[Any]) -> int:
         """Bytes of all targets of a stream: every token but the first."""
-        step = 1 << 22  # some MB at a time, however long the stream
+        step = _TOKENS_AT_ONCE
         return sum(
             int(self.count(stream[start + 1 :][:step], stream[start:-1][:step]).sum())
             for start in range(0, stream.size - 1, step)
@@ -63,7 +67,7 @@ class ByteTable:
 class RawText:
     """The original documents behind a token stream, as they were before any tokenizer."""
 
-    data: bytes
+    data: bytes | mmap.mmap
     """All documents, UTF-8, one after the other."""
     document_bytes: Sequence[int]
     """Length of each document."""
@@ -121,8 +125,7 @@ def check_accounting(
             f"{starts.size:,} documents in the tokens (BOS = {bos_id}), {len(raw.document_ids):,} "
             "in the raw text; shard, text and tokenizer do not belong together"
         )
-    counts = np.concatenate([[np.uint16(0)], table.count(tokens[1:], tokens[:-1])])
-    found_bytes = np.add.reduceat(counts, starts, dtype=np.int64)
+    found_bytes = _count_documents(tokens, table, starts)
     for (name, text), found in zip(raw.documents(), found_bytes.tolist(), strict=True):
         limit = len(text)
         if not lossless and found > limit:
@@ -134,3 +137,18 @@ def check_accounting(
                 "the table or the tokenizer is wrong for these shards"
             )
     return Accounting(len(raw.data), int(found_bytes.sum()), lossless)
+
+
+def _count_documents(
+    tokens: NDArray[Any], table: ByteTable, starts: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Bytes of each document, some MB at a time."""
+    found, first = [], 0
+    while first < starts.size:
+        last = max(int(np.searchsorted(starts, starts[first] + _TOKENS_AT_ONCE)), first + 1)
+        end = tokens.size if last >= starts.size else int(starts[last])
+        part = tokens[starts[first] : end]
+        counts = np.concatenate([[np.uint16(0)], table.count(part[1:], part[:-1])])
+        found.append(np.add.reduceat(counts, starts[first:last] - starts[first], dtype=np.int64))
+        first = last
+    return np.concatenate(found)

@@ -45,11 +45,16 @@ def write_shard(path: Path, tokens: NDArray[Any]) -> None:
             f"{path.name}: token ids run from {tokens.min():,} to {tokens.max():,}; a shard holds "
             f"0 to {MAX_VOCAB_SIZE - 1:,}, so take a tokenizer of at most {MAX_VOCAB_SIZE:,} pieces"
         )
-    header = np.zeros(HEADER_BYTES // 4, dtype="<i4")
-    header[:3] = MAGIC, VERSION, tokens.size
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(header.tobytes())
+        file.write(shard_header(tokens.size))
         file.write(np.ascontiguousarray(tokens, dtype="<u2").data)
+
+
+def shard_header(num_tokens: int) -> bytes:
+    """The bytes that stand before so many tokens."""
+    header = np.zeros(HEADER_BYTES // 4, dtype="<i4")
+    header[:3] = MAGIC, VERSION, num_tokens
+    return header.tobytes()
 
 
 def open_shard(path: Path) -> Tokens:

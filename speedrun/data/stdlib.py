@@ -13,7 +13,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from speedrun.data.prepare import Document
+from speedrun.data.sources import Document
 from speedrun.errors import DataError
 
 BUILDER_VERSION = 1

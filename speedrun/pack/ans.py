@@ -22,11 +22,20 @@ _LOWER = 1 << 16  # states live in [2^16, 2^32) and move in words of 16 bits
 _STEPS = 16_384  # symbols per lane; a lane costs about two bytes
 _MAX_LEVEL = 160
 _SHARES = np.array([0] + [round(2 ** (v / 8)) for v in range(_MAX_LEVEL)], np.int64)
-_ZERO = 18  # the class of mean magnitude 1
-# A class is a third of an octave of mean magnitude: of 1/2 to 1/8 the best total on Gaussian rows.
-_EDGES = np.array([round(2**16 * 2 ** ((k + 0.5) / 3)) for k in range(-_ZERO, 24)], np.int64)
-_WEIGHTS = np.array([round(2**16 / 2 ** (k / 3)) for k in range(-_ZERO, 25)], np.float64)
-_MIN_SYMBOLS = 4_096  # a rarer table costs more than it saves
+_BELOW, _ABOVE = 6, 8  # octaves of mean magnitude on either side of 1 that classes tell apart
+# (whether columns have classes, classes an octave, least symbols of a table). Column classes pay
+# where columns differ, as after a norm with gains; fine classes where rows are long; and a table
+# costs about 50 bytes. Above so many symbols the first two will do.
+_PLANS = (
+    (True, 3, 4_096),
+    (True, 6, 4_096),
+    (True, 3, 512),
+    (False, 3, 512),
+    (True, 3, 128),
+    (False, 3, 128),
+    (False, 3, 1 << 40),  # one table for all
+)
+_LARGE = 1 << 22
 
 Bytes = NDArray[np.uint8]
 Shapes = Sequence[tuple[int, int]]
@@ -42,8 +51,8 @@ def encode(raw: bytes, shapes: Shapes) -> bytes:
     symbols = np.frombuffer(raw, np.uint8) ^ np.uint8(128)
     if not symbols.size:
         return b""
-    # Column classes pay where columns differ, as after a norm with gains; elsewhere they only cost.
-    plans = [_plan(symbols, shapes, columns) for columns in (True, False)]
+    some = _PLANS if symbols.size < _LARGE else _PLANS[:2]
+    plans = [_plan(symbols, shapes, *plan) for plan in some]
     _, side, tables, contexts = min(plans, key=lambda plan: plan[0])
     freqs = _frequencies(tables)
     starts = np.cumsum(freqs, axis=1) - freqs
@@ -84,7 +93,8 @@ def decode(data: bytes, shapes: Shapes) -> bytes:
     lanes = -(-size // _STEPS)
     num_tables, side_bytes = struct.unpack_from("<BI", data) if len(data) >= 5 else (0, 0)
     body = 5 + side_bytes + 4 * lanes
-    if not size or not num_tables or body > len(data) or (len(data) - body) % 2:
+    fits = 0 < num_tables <= _most_tables(size) and body <= len(data)
+    if not size or not fits or (len(data) - body) % 2:
         raise FormatError(
             f"ans section of {len(data):,} bytes for {size:,} weights: {num_tables} tables, "
             f"{side_bytes:,} bytes of side information and {lanes:,} lanes do not fit"
@@ -97,11 +107,11 @@ def decode(data: bytes, shapes: Shapes) -> bytes:
         raise FormatError(f"ans section: a table is empty or has levels above {_MAX_LEVEL}")
     freqs = _frequencies(levels)
     # Three lookups by (table, slot): the symbol, its frequency, and the slot's place within it.
-    cells = np.repeat(np.arange(freqs.size), freqs.ravel())
+    cells = np.repeat(np.arange(freqs.size, dtype=np.int32), freqs.ravel())
     symbol_of = (cells & 255).astype(np.uint8) ^ 128
-    freq_of = freqs.ravel()[cells].astype(np.uint64)
-    starts = np.cumsum(freqs, axis=1) - freqs
-    place_of = (np.tile(np.arange(_TOTAL), len(freqs)) - starts.ravel()[cells]).astype(np.uint64)
+    freq_of = freqs.ravel().astype(np.uint32)[cells]
+    starts = (np.cumsum(freqs, axis=1) - freqs).ravel().astype(np.uint32)
+    place_of = np.tile(np.arange(_TOTAL, dtype=np.uint32), len(freqs)) - starts[cells]
     contexts = _contexts(np.frombuffer(side, np.int8), shapes, num_tables)
     states = np.frombuffer(data, "<u4", lanes, 5 + side_bytes).astype(np.uint64)
     words = np.frombuffer(data, "<u2", offset=body).astype(np.uint64)
@@ -127,6 +137,11 @@ def decode(data: bytes, shapes: Shapes) -> bytes:
     return result.tobytes()
 
 
+def _most_tables(symbols: int) -> int:
+    """A small file needs few tables, and must not make a reader unfold many."""
+    return min(32 + symbols // 4_096, 255)
+
+
 def unzstd(data: bytes, raw_bytes: int) -> bytes:
     """Decompress one zstd frame of exactly `raw_bytes` bytes; FormatError for anything else."""
     try:
@@ -148,28 +163,33 @@ def zstd(data: bytes) -> bytes:
     ).compress(data)
 
 
-def _plan(symbols: Bytes, shapes: Shapes, columns: bool) -> tuple[float, bytes, Bytes, Bytes]:
+def _plan(
+    symbols: Bytes, shapes: Shapes, columns: bool, fineness: int, least: int
+) -> tuple[float, bytes, Bytes, Bytes]:
     """Classes and tables: (estimated bytes, side information, levels (K, 256), contexts)."""
-    parts, classes, start = [], [], 0
+    parts, classes, start, zero = [], [], 0, _BELOW * fineness
+    ladder = range(-zero, _ABOVE * fineness + 1)
+    weights = np.array([round(2**16 / 2 ** (k / fineness)) for k in ladder], np.float64)
     for rows, cols in shapes:
         codes = symbols[start : start + rows * cols].reshape(rows, cols).astype(np.int16) - 128
         start += codes.size
         magnitude = np.abs(codes).astype(np.float64)
-        row = _classify(magnitude.sum(1) * 2**16, cols)
-        col = np.full(cols, _ZERO)
+        row = _classify(magnitude.sum(1) * 2**16, cols, fineness)
+        col = np.full(cols, zero)
         if columns and rows:
             # Whole numbers below 2^53 throughout, so the order of summation cannot matter.
-            col = _classify(_WEIGHTS[row] @ magnitude, rows)
+            col = _classify(weights[row] @ magnitude, rows, fineness)
         classes.append((row, col))
     # How many symbols each sum of a row's and a column's class has, without visiting the symbols.
-    used = np.zeros(2 * len(_WEIGHTS) - 1, np.int64)
+    used = np.zeros(2 * len(weights) - 1, np.int64)
     for pair in classes:
-        row, col = (np.bincount(part, minlength=len(_WEIGHTS)) for part in pair)
+        row, col = (np.bincount(part, minlength=len(weights)) for part in pair)
         used += np.convolve(row, col)
-    (common,) = np.nonzero(used >= min(_MIN_SYMBOLS, used.max()))
-    first, last = int(common[0]), int(common[-1])
+    (common,) = np.nonzero(used >= min(least, used.max()))
+    first = int(common[0])
+    last = min(int(common[-1]), first + _most_tables(symbols.size) - 1)
     for row, col in classes:
-        parts += [(row - first + _ZERO).astype(np.int8), (col - _ZERO).astype(np.int8)]
+        parts += [(row - first + zero).astype(np.int8), (col - zero).astype(np.int8)]
     head = b"".join(part.tobytes() for part in parts)
     contexts = _contexts(np.frombuffer(head, np.int8), shapes, last - first + 1)
     counts = np.zeros((last - first + 1, 256), np.int64)
@@ -187,9 +207,11 @@ def _plan(symbols: Bytes, shapes: Shapes, columns: bool) -> tuple[float, bytes, 
     return float((counts * nats).sum() / np.log(256)) + len(side), side, levels, contexts
 
 
-def _classify(sums: NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Which third of an octave the mean of sums in units of 2^-16 lies in, 0..42; `_ZERO` is 1."""
-    return np.searchsorted(_EDGES * float(count), sums, side="right")
+def _classify(sums: NDArray[np.float64], count: int, fineness: int) -> NDArray[np.int64]:
+    """Which step of the ladder the mean of sums in units of 2^-16 is nearest to."""
+    ladder = range(-_BELOW * fineness, _ABOVE * fineness)
+    edges = np.array([round(2**16 * 2 ** ((k + 0.5) / fineness)) for k in ladder], np.int64)
+    return np.searchsorted(edges * float(count), sums, side="right")
 
 
 def _contexts(classes: NDArray[np.int8], shapes: Shapes, num_tables: int) -> Bytes:

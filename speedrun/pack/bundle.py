@@ -29,6 +29,11 @@ _RUN_MODULE = f"{PACKAGE}.bundled"
 _ROOT = Path(__file__).parents[2]
 
 _HOST = f"{PACKAGE}.pack.host"
+_FITTED = f"{PACKAGE}.fitted"
+
+TWIN_NAME = "train_gpt.source.txt"
+_TWIN_HEAD = "# The modules of train_gpt.py as they were written, before they were minified.\n"
+_TWIN_MARK = "\n#### module "
 
 _MAIN = f"import sys\nfrom {_RUN_MODULE} import*\nsys.exit(main(RUN))"
 _HOST_MAIN = f"from {_HOST} import main\nmain({_RUN_MODULE!r})"
@@ -74,19 +79,74 @@ class ModuleSize:
 
 
 def build_bundle(
-    run: RunConfig, *, entry_module: str = "speedrun.standalone", root: Path | None = None
+    run: RunConfig,
+    *,
+    cap_bytes: int = 0,
+    entry_module: str = "speedrun.standalone",
+    root: Path | None = None,
 ) -> bytes:
     """Bundle the entry module with everything of ours that it imports, also inside functions.
 
     The file calls `main(run)` of the entry module and exits with what that returns. `root` is the
-    folder that holds the package `speedrun`; by default that of the running one.
+    folder that holds the package `speedrun`; by default that of the running one. A recipe that
+    packs by calibration brings what it needs along, and `cap_bytes`, which it then fills.
     The same sources and configuration give the same bytes.
 
     Raises
         PackError: a module is missing or broken, or imports, when it is loaded, something that a
             judge's machine need not have.
     """
-    return _zip(_MAIN, _minified_closure(run, entry_module, root))
+    return bundle_of(readable_twin(run, cap_bytes=cap_bytes, entry_module=entry_module, root=root))
+
+
+def readable_twin(
+    run: RunConfig,
+    *,
+    cap_bytes: int = 0,
+    entry_module: str = "speedrun.standalone",
+    root: Path | None = None,
+) -> str:
+    """What a bundle is made of, for people: every module as it was written, one after another.
+
+    Raises
+        PackError: see `build_bundle`.
+    """
+    return _join(_MAIN, _sources(run, cap_bytes, entry_module, root))
+
+
+def bundle_of(twin: str) -> bytes:
+    """The bundle that a readable twin becomes; with the same minifier the same bytes.
+
+    Raises
+        PackError: it is no twin, or holds no Python.
+    """
+    main, sources = _split(twin)
+    return _zip(main, _minified(sources))
+
+
+def compare_twin(twin: str, bundle: bytes) -> str:
+    """Nothing if `twin` gives the very bytes of `bundle`, else what differs first.
+
+    Raises
+        PackError: it is no twin, or holds no Python.
+    """
+    if (made := bundle_of(twin)) == bundle:
+        return ""
+    try:
+        with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
+            if archive.getinfo("z").file_size > SOURCES_LIMIT_BYTES:
+                return "the bundle's modules are too large to be compared"
+            shipped = _decompress(archive.read("z"))
+        with zipfile.ZipFile(io.BytesIO(made)) as archive:
+            ours = _decompress(archive.read("z"))
+    except (zipfile.BadZipFile, KeyError, FormatError, OSError, RuntimeError) as error:
+        return f"the bundle is no zip of modules: {error}"
+    for name in sorted(shipped.keys() | ours.keys()):
+        if shipped.get(name) != ours.get(name):
+            where = "not in the bundle" if name not in shipped else "not in the readable source"
+            both = name in shipped and name in ours
+            return f"module {name} is {'another in the bundle' if both else where}"
+    return f"the modules are equal, the files are not ({len(made):,} and {len(bundle):,} bytes)"
 
 
 def build_host_bundle(source: str) -> bytes:
@@ -109,10 +169,7 @@ def build_host_bundle(source: str) -> bytes:
     sources = closure(_HOST)
     for name in named:
         sources |= closure(name if _is_module(_ROOT, name) else name.rpartition(".")[0])
-    minified = {name: _minify(text, name) for name, text in sorted(sources.items())}
-    minified[PACKAGE] = _FINDER + minified.get(PACKAGE, "")
-    minified[_RUN_MODULE] = _minify(source, "the predictor")
-    return _zip(_HOST_MAIN, minified)
+    return _zip(_HOST_MAIN, _minified(dict(sorted(sources.items())) | {_RUN_MODULE: source}))
 
 
 def _zip(main: str, sources: dict[str, str]) -> bytes:
@@ -167,9 +224,8 @@ def read_bundle(data: bytes) -> Bundle:
         raise FormatError("train_gpt.py is a predictor of its author's own, trained elsewhere")
     if (parts["__main__.py"], parts[_PACKAGE_FILE]) != (_MAIN.encode(), _LOADER.encode()):
         raise FormatError("train_gpt.py has another loader than this version's bundles")
-    texts = _decompress(parts["z"]).split("\0")
-    sources = dict(zip(texts[::2], texts[1::2], strict=False))
-    if len(texts) != 2 * len(sources) or not sources.get(PACKAGE, "").startswith(_FINDER):
+    sources = _decompress(parts["z"])
+    if not sources.get(PACKAGE, "").startswith(_FINDER):
         raise FormatError("train_gpt.py finds its modules in another way than our bundles")
     return Bundle(_read_run(sources.get(_RUN_MODULE, "")), sources)
 
@@ -201,12 +257,16 @@ def _read_run(source: str) -> RunConfig:
 
 
 def module_sizes(
-    run: RunConfig, *, entry_module: str = "speedrun.standalone", root: Path | None = None
+    run: RunConfig,
+    *,
+    cap_bytes: int = 0,
+    entry_module: str = "speedrun.standalone",
+    root: Path | None = None,
 ) -> list[ModuleSize]:
     """Where the bytes of a bundle come from, largest first."""
-    sources = _minified_closure(run, entry_module, root)
+    found = _sources(run, cap_bytes, entry_module, root)
+    sources = _minified(found)
     whole = len(_compress(sources))
-    found = closure(entry_module, root)
     sizes = [
         ModuleSize(
             name,
@@ -251,16 +311,43 @@ def closure(entry_module: str, root: Path | None = None) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def _minified_closure(run: RunConfig, entry_module: str, root: Path | None) -> dict[str, str]:
-    sources = {name: _minify(text, name) for name, text in closure(entry_module, root).items()}
-    sources[PACKAGE] = _FINDER + sources.get(PACKAGE, "")
+def _sources(
+    run: RunConfig, cap_bytes: int, entry_module: str, root: Path | None
+) -> dict[str, str]:
+    """All modules of a bundle by name, as they were written, and the one that says what to run."""
+    sources = closure(entry_module, root)
     # Only what differs from the defaults: config.py travels too.
     values = _differences(run.to_dict(), RunConfig(name="").to_dict()) | {"name": run.name}
-    sources[_RUN_MODULE] = (
-        f"from {PACKAGE}.config import RunConfig\nfrom {entry_module} import main\n"
-        f"RUN=RunConfig.from_dict({values!r})"
-    )
-    return sources
+    start = f"from {entry_module} import main\n"
+    if run.quant.method != "nearest":
+        sources |= closure(_FITTED, root)
+        # Its own size counts against the cap, and nothing else can know it in time.
+        start = (
+            f"import os,sys\nfrom functools import partial\nfrom {_FITTED} import pack_fitted\n"
+            f"from {entry_module} import main as plain\nmain=partial(plain,pack=partial("
+            f"pack_fitted,model_cap_bytes={cap_bytes}-os.stat(sys.argv[0]).st_size))\n"
+        )
+    start += f"from {PACKAGE}.config import RunConfig\nRUN=RunConfig.from_dict({values!r})\n"
+    return dict(sorted(sources.items())) | {_RUN_MODULE: start}
+
+
+def _minified(sources: dict[str, str]) -> dict[str, str]:
+    minified = {name: _minify(text, name) for name, text in sources.items()}
+    minified[PACKAGE] = _FINDER + minified.get(PACKAGE, "")
+    return minified
+
+
+def _join(main: str, sources: dict[str, str]) -> str:
+    parts = {"__main__": main + "\n"} | sources
+    return _TWIN_HEAD + "".join(f"{_TWIN_MARK}{name}\n{text}" for name, text in parts.items())
+
+
+def _split(twin: str) -> tuple[str, dict[str, str]]:
+    head, *parts = twin.split(_TWIN_MARK)
+    sources = dict((name, text) for name, _, text in (part.partition("\n") for part in parts))
+    if head != _TWIN_HEAD or "__main__" not in sources or len(sources) != len(parts):
+        raise PackError("not the readable source of a bundle: its first lines are others")
+    return sources.pop("__main__").removesuffix("\n"), sources
 
 
 def _differences(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -337,8 +424,12 @@ def _compress(sources: dict[str, str]) -> bytes:
     return bytes(brotli.compress(text.encode(), quality=11, lgwin=24, mode=brotli.MODE_TEXT))
 
 
-def _decompress(blob: bytes) -> str:
-    """Undo `_compress` without reserving more than `SOURCES_LIMIT_BYTES`."""
+def _decompress(blob: bytes) -> dict[str, str]:
+    """Undo `_compress` for bytes of any origin, up to `SOURCES_LIMIT_BYTES`.
+
+    Raises
+        FormatError: they are not that.
+    """
     import brotli
 
     decoder, parts, found = brotli.Decompressor(), [], 0
@@ -352,6 +443,10 @@ def _decompress(blob: bytes) -> str:
                 )
             blob = b""
             parts.append(part)
-        return b"".join(parts).decode()
+        texts = b"".join(parts).decode().split("\0")
     except (brotli.error, UnicodeDecodeError) as error:
         raise FormatError(f"train_gpt.py: its sources cannot be read: {error}") from error
+    sources = dict(zip(texts[::2], texts[1::2], strict=False))
+    if len(texts) != 2 * len(sources):
+        raise FormatError("train_gpt.py: its sources are not modules by name, each once")
+    return sources

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import lzma
 
+import zstandard
+
 from speedrun.errors import FormatError, PackError
 from speedrun.pack import ans
 
@@ -16,7 +18,11 @@ def compress(raw: bytes, codec: str, shapes: ans.Shapes = ()) -> tuple[str, byte
 
     `shapes` are the matrices that `raw` consists of, if it holds one byte per weight; without them
     "ans" has nothing to model and zstd takes its place. Bytes that do not shrink stay "raw".
+    "probe" is a quick look whether anything but "ans" is worth a try.
     """
+    if codec == "probe":
+        quick = zstandard.ZstdCompressor(level=3).compress(raw)
+        return min(("zstd", quick), ("ans", ans.encode(raw, shapes)), key=lambda pair: len(pair[1]))
     if codec not in (*CODECS, "best"):
         raise PackError(f"unknown codec {codec!r}; choose {', '.join(CODECS)} or best")
     wanted: tuple[str, ...] = CODECS if codec == "best" else ("raw", codec)
@@ -62,7 +68,10 @@ def _compress(raw: bytes, codec: str, shapes: ans.Shapes) -> bytes:
 
 
 def _unlzma(data: bytes, raw_bytes: int) -> bytes:
-    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_LZMA)
+    # A decoder reserves its whole dictionary, and needs no more than there is to look back on.
+    window = min(max(raw_bytes, 4_096), 1 << 26)
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": window}]
+    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=filters)
     try:
         # One byte more than promised is enough to see that there are too many.
         raw = decoder.decompress(data, raw_bytes + 1)

@@ -8,7 +8,9 @@ import numpy as np
 from torch import Tensor
 
 from speedrun.pack.container import Array, read_container, read_header
+from speedrun.pack.fit import matrix_loss
 from speedrun.pack.weights import unpack_weights
+from speedrun.quant.calibration import Calibration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,9 +19,13 @@ class TensorReport:
 
     name: str
     kind: str
-    """`rows` of codes, or `float16`."""
+    """`rows` of codes, `float16`, or `integers` that are no weights."""
     bits: int
-    """Bits that its largest code needs, or 16."""
+    """Bits that its largest code needs, or those of a number."""
+    clip: float
+    """Largest weight that codes stand for in the middle row; 0 without codes."""
+    codec: str
+    """Of the section that its codes, or its numbers, are in."""
     num_weights: int
     packed_bytes: float
     """Its share of its sections, by entropy."""
@@ -27,6 +33,8 @@ class TensorReport:
     """Order-0 entropy of its bytes, scales included: what a perfect coder without context needs."""
     relative_error: float
     """Squared rounding error over squared weights; 0 for a tensor of zeros."""
+    loss: float
+    """Nats per token that its rounding is estimated to cost; 0 without a calibration."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +53,14 @@ class PackReport:
         return (self.file_bytes - self.overhead_bytes) / entropy if entropy else 1.0
 
 
-def report_pack(data: bytes, weights: dict[str, Tensor]) -> PackReport:
+def report_pack(
+    data: bytes, weights: dict[str, Tensor], calibration: Calibration | None = None
+) -> PackReport:
     """Compare packed bytes with the weights they were made from; FormatError if broken."""
     header = read_header(data)
     arrays = read_container(data)[1]
     entropies = {name: _entropy_bytes(array) for name, array in arrays.items()}
+    codecs = {name: header.sections[section][0] for name, _, _, section in header.arrays}
     packed: dict[str, float] = {}
     for number, (_, _, stored) in enumerate(header.sections):
         members = [name for name, _, _, section in header.arrays if section == number]
@@ -62,23 +73,39 @@ def report_pack(data: bytes, weights: dict[str, Tensor]) -> PackReport:
         codes = arrays.get(f"{name}:codes")
         energy = float(weight.square().sum())
         parts = [part for part in arrays if part.partition(":")[0] == name]
+        kind = "float16" if weights[name].is_floating_point() else "integers"
+        loss = 0.0
+        if codes is not None and calibration is not None:
+            loss = matrix_loss(name, unpacked - weight.float(), calibration)
         tensors.append(
             TensorReport(
                 name=name,
-                kind="float16" if codes is None else "rows",
-                bits=16 if codes is None else int(np.abs(codes).max(initial=0)).bit_length() + 1,
+                kind=kind if codes is None else "rows",
+                bits=8 * arrays[name].itemsize if codes is None else _bits(codes),
+                clip=0.0 if codes is None else _clip(codes, arrays[f"{name}:scales"]),
+                codec=codecs[name if codes is None else f"{name}:codes"],
                 num_weights=weight.numel(),
                 packed_bytes=sum(packed[part] for part in parts),
                 entropy_bytes=sum(entropies[part] for part in parts),
                 relative_error=float((unpacked - weight).square().sum()) / energy
                 if energy
                 else 0.0,
+                loss=loss,
             )
         )
     stored_bytes = sum(stored for _, _, stored in header.sections)
     return PackReport(
         tensors=tuple(tensors), file_bytes=len(data), overhead_bytes=len(data) - stored_bytes
     )
+
+
+def _bits(codes: Array) -> int:
+    return int(np.abs(codes).max(initial=0)).bit_length() + 1
+
+
+def _clip(codes: Array, scales: Array) -> float:
+    """The middle row's, for the widest code that the tensor uses."""
+    return float(np.median(scales.astype(np.float64))) * int(np.abs(codes).max(initial=0))
 
 
 def _entropy_bytes(array: Array) -> float:

@@ -10,19 +10,34 @@ from torch import Tensor
 
 from speedrun.config import QuantConfig
 from speedrun.errors import FormatError, PackError, QuantError
+from speedrun.pack import codecs
 from speedrun.pack.container import RAW_LIMIT_BYTES, Section, read_container, write_container
-from speedrun.quant.clip import search_clip
+from speedrun.quant.clip import deviation_clip, search_clip
+from speedrun.quant.few_bits import binary_rows, ternary_clip
 from speedrun.quant.rows import dequantize_rows, quantize_rows
 
 EMBEDDINGS = ("tok_emb.weight", "lm_head.weight", "embed.weight")
 
 
 class Rows(NamedTuple):
-    """A rounded tensor: codes (..., cols) int8, scales (...) float16, and the bits of a code."""
+    """A rounded tensor: codes (..., cols) int8, scales (...) float16, and the bits of a code.
+
+    A matrix may have a scale for each of its columns too, (cols,) float16, and a correction: the
+    codes and scales of two factors by the names they have in the file.
+    """
 
     codes: Tensor
     scales: Tensor
     bits: int
+    columns: Tensor | None = None
+    factors: dict[str, Tensor] = {}  # noqa: RUF012 (a NamedTuple's default, never written to)
+
+    def weights(self) -> Tensor:
+        """What the codes stand for, float32."""
+        parts = {"codes": self.codes, "scales": self.scales, **self.factors}
+        if self.columns is not None:
+            parts["columns"] = self.columns
+        return _assemble("", dict(parts))
 
 
 Rounded = dict[str, Rows | Tensor]
@@ -41,6 +56,12 @@ def pack_weights(weights: dict[str, Tensor], quant: QuantConfig, meta: dict[str,
     return write_weights(round_weights(weights, quant), quant.codec, meta)
 
 
+def is_rounded(weight: Tensor, quant: QuantConfig) -> bool:
+    """Whether a tensor becomes rows of codes; small ones and vectors do not."""
+    large = weight.ndim >= 2 and weight.numel() > quant.small_tensor_limit
+    return large and weight.is_floating_point()
+
+
 def round_weights(weights: dict[str, Tensor], quant: QuantConfig) -> Rounded:
     """Round each tensor as `quant` says: to rows of codes if it is large, to float16 if not."""
     rounded: Rounded = {}
@@ -53,35 +74,67 @@ def round_weights(weights: dict[str, Tensor], quant: QuantConfig) -> Rounded:
             raise PackError(f"weight {name!r} holds {weight.dtype}, which cannot be packed")
         # float64 would keep digits that no format below has.
         weight = weight.to("cpu", torch.float32)
-        if weight.ndim < 2 or weight.numel() <= quant.small_tensor_limit:
+        if not is_rounded(weight, quant):
             rounded[name] = _half(name, weight)
             continue
         bits = quant.embedding_bits if name.endswith(EMBEDDINGS) else quant.matrix_bits
         matrix = weight.reshape(-1, weight.shape[-1])
         try:
-            clip = search_clip(matrix, bits=bits, candidates=quant.clip_candidates)
-            codes, scales = quantize_rows(matrix, clip, bits=bits)
+            codes, scales = _round(matrix, bits, quant)
         except QuantError as error:
             raise PackError(f"weight {name!r}: {error}") from error
         rounded[name] = Rows(codes.view(weight.shape), scales.view(weight.shape[:-1]), bits)
     return rounded
 
 
+def _round(matrix: Tensor, bits: int, quant: QuantConfig) -> tuple[Tensor, Tensor]:
+    if bits == 1:
+        return binary_rows(matrix)
+    if bits == 2:
+        clip = ternary_clip(matrix)
+    elif quant.clip_deviations:
+        clip = deviation_clip(matrix, deviations=quant.clip_deviations)
+    else:
+        clip = search_clip(matrix, bits=bits, candidates=quant.clip_candidates)
+    return quantize_rows(matrix, clip, bits=bits)
+
+
 def write_weights(rounded: Rounded, codec: str, meta: dict[str, Any]) -> bytes:
-    """Put rounded weights into a container: one section for each width of codes, two for floats."""
+    """Put rounded weights into a container: codes by their width, or all together for `ans`.
+
+    With `best`, a tensor that a general compressor makes smaller, as repeated rows do, gets a
+    section of its own; all others share one, since their statistics travel once.
+    """
     if clash := [name for name in rounded if ":" in name]:
         raise PackError(f"weight {clash[0]!r}: a colon in a name is kept for its parts; rename it")
     sections: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
     for name, tensor in sorted(rounded.items()):
         if isinstance(tensor, Rows):
-            sections.setdefault(f"{tensor.bits} bits", {})[f"{name}:codes"] = tensor.codes.numpy()
-            sections.setdefault("scales", {})[f"{name}:scales"] = tensor.scales.numpy()
+            codes, own = tensor.codes.numpy(), f"{tensor.bits} bits"
+            if codec in ("ans", "best"):
+                own = f":{name}" if codec == "best" and _repeats(codes) else "codes"
+            sections.setdefault(own, {})[f"{name}:codes"] = codes
+            parts = {"scales": tensor.scales, "columns": tensor.columns, **tensor.factors}
+            for part, values in parts.items():
+                if values is not None:
+                    kind = "scales" if values.dtype == torch.float16 else "factors"
+                    sections.setdefault(kind, {})[f"{name}:{part}"] = values.numpy()
         else:
             # Sorting puts these behind the codes; a stream of counts has a section of its own.
             own = name if tensor.dtype in _INTEGERS else "small"
             sections.setdefault(own, {})[name] = tensor.numpy()
-    ordered = [Section(arrays, codec) for _, arrays in sorted(sections.items())]
+    ordered = [
+        # Where nothing repeats, the general compressors need minutes to lose.
+        Section(arrays, "ans" if kind == "codes" else codec)
+        for kind, arrays in sorted(sections.items())
+    ]
     return write_container(ordered, meta)
+
+
+def _repeats(codes: np.ndarray[Any, Any]) -> bool:
+    raw, shape = codes.tobytes(), codes.shape
+    found, _ = codecs.compress(raw, "probe", [(codes.size // max(shape[-1], 1), shape[-1])])
+    return found != "ans"
 
 
 def unpack_weights(
@@ -107,12 +160,12 @@ def _assemble(name: str, parts: dict[str, Tensor]) -> Tensor:
     # Codes that lost their scales would be a matrix.
     if parts.keys() == {""} and parts[""].dtype in _INTEGERS and parts[""].ndim == 1:
         return parts[""]
-    plain, codes, scales = (parts.pop(part, None) for part in ("", "codes", "scales"))
-    left, right = (parts.pop(part, None) for part in ("left", "right"))
-    floats = [part for part in (plain, scales, left, right) if part is not None]
-    if not all(part.dtype == torch.float16 and bool(part.isfinite().all()) for part in floats):
+    plain, codes, scales, columns = (parts.pop(p, None) for p in ("", "codes", "scales", "columns"))
+    left, right = (_factor(parts, side) for side in ("left", "right"))
+    floats = [part for part in (plain, scales, columns, left, right) if part is not None]
+    if not all(part.is_floating_point() and bool(part.isfinite().all()) for part in floats):
         raise FormatError(f"weight {name!r} has parts that are not finite float16")
-    if plain is not None and codes is None and scales is None:
+    if plain is not None and codes is None and scales is None and columns is None:
         weight = plain.float()
     elif plain is None and codes is not None and scales is not None:
         if codes.dtype != torch.int8 or codes.ndim < 2 or scales.shape != codes.shape[:-1]:
@@ -123,6 +176,13 @@ def _assemble(name: str, parts: dict[str, Tensor]) -> Tensor:
         if not bool((scales > 0).all()) or bool((codes == -128).any()):
             raise FormatError(f"weight {name!r} has a scale of zero or below, or a code of -128")
         weight = dequantize_rows(codes, scales)
+        if columns is not None:
+            if columns.shape != codes.shape[-1:] or not bool((columns > 0).all()):
+                raise FormatError(
+                    f"weight {name!r}: column scales {tuple(columns.shape)} for codes "
+                    f"{tuple(codes.shape)}, need one above zero for each column"
+                )
+            weight = weight * columns.float()
     else:
         raise FormatError(f"weight {name!r} needs codes with scales, or neither")
     if left is not None and right is not None:
@@ -131,7 +191,23 @@ def _assemble(name: str, parts: dict[str, Tensor]) -> Tensor:
         weight = weight + left.float() @ right.float()
     elif left is not None or right is not None or parts:
         raise FormatError(f"weight {name!r} has stray parts {sorted(parts) or 'left or right'}")
+    # Each scale is finite, their product need not be.
+    if not bool(weight.isfinite().all()):
+        raise FormatError(f"weight {name!r} has values that are not finite")
     return weight
+
+
+def _factor(parts: dict[str, Tensor], side: str) -> Tensor | None:
+    """One factor of a correction: float16 as stored, or codes times their component's scale."""
+    factor, scales = parts.pop(side, None), parts.pop(f"{side}_scales", None)
+    if scales is None or factor is None:
+        return factor if scales is None else scales
+    if factor.dtype != torch.int8 or factor.ndim != 2 or scales.dtype != torch.float16:
+        return factor
+    count = factor.shape[1 if side == "left" else 0]
+    if scales.shape != (count,):
+        raise FormatError(f"{side} has {count:,} components and scales {tuple(scales.shape)}")
+    return factor.float() * (scales.float() if side == "left" else scales.float()[:, None])
 
 
 def _half(name: str, weight: Tensor) -> Tensor:

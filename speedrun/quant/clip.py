@@ -1,4 +1,4 @@
-"""The largest magnitude that each row keeps, found by trying a few quantiles."""
+"""The largest magnitude that each row keeps: searched among quantiles, or so many deviations."""
 
 from __future__ import annotations
 
@@ -36,6 +36,27 @@ def search_clip(weight: Tensor, *, bits: int, candidates: Sequence[float]) -> Te
     step = max(1, _CHUNK // cols)
     chunks = (weight[start : start + step] for start in range(0, rows, step))
     return torch.cat([_search(chunk, max_code(bits), candidates) for chunk in chunks])
+
+
+def deviation_clip(weight: Tensor, *, deviations: float) -> Tensor:
+    """Clip of each row at so many standard deviations: few sizes of codes, so few bytes.
+
+    Shapes
+        weight  (rows, cols)  float32
+        clip    (rows,)       float32, above zero; 1 for a row of equal weights
+
+    Raises
+        QuantError: weight is not a finite matrix, or `deviations` is not above zero.
+
+    Source
+        SDClip, parameter-golf PR #1394. Ours differs: zero is the mean, which a symmetric grid
+        takes for granted.
+    """
+    check_matrix(weight)
+    if not deviations > 0:
+        raise QuantError(f"a clip of {deviations} standard deviations, expected more than 0")
+    clip = weight.double().square().mean(1).sqrt().float() * deviations
+    return torch.where(clip > 0, clip, 1.0)
 
 
 def _search(weight: Tensor, largest: int, candidates: Sequence[float]) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from speedrun.clock import Clock
 from speedrun.config import RunConfig
 from speedrun.data.batches import Batches
+from speedrun.data.feed import Feed
 from speedrun.errors import BudgetError, TrainError
 from speedrun.model.gpt import GPT
 from speedrun.model.init import build_model
@@ -107,7 +108,8 @@ def train(
             log.line(f"counted_tokens:{counted} train_time:{1000 * clock.elapsed_s:.0f}ms")
     begun_s = last_saved_s = last_validated_s = clock.elapsed_s
     kept = {name: tensor.clone() for name, tensor in average.weights().items()}
-    with clock.phase("train", on_budget=True, steps=done) as booked:
+    feed = Feed(batches, rank=ranks.rank, world=ranks.world, device=ranks.device, step=done)
+    with feed, clock.phase("train", on_budget=True, steps=done) as booked:
         # From here on only kept steps are on the budget: no log line, no stall, no broken step.
         clock.keep(begun_s)
         while True:
@@ -121,8 +123,8 @@ def train(
             if progress == STOP or is_signalled:
                 break
             started_s = clock.elapsed_s
-            inputs, targets = batches.for_rank(done, rank=ranks.rank, world=ranks.world)
-            loss = step_once(inputs.to(ranks.device), targets.to(ranks.device), progress)
+            inputs, targets = feed.next()
+            loss = step_once(inputs, targets, progress)
             average.update(progress)
             ranks.synchronize()
             nats = float(loss)

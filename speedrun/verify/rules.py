@@ -63,7 +63,7 @@ _CONDITION = {
     **dict.fromkeys(("hashes", "claims", "provenance", "retrain"), "V11"),
     "kind": "V12",
 }
-FREE = ("set-up", "warm-up", "compile", "validate", "checkpoint", "pack", "evaluate")
+FREE = ("data", "set-up", "warm-up", "compile", "validate", "checkpoint", "pack", "evaluate")
 """Phases that may be off the budget, besides what was discarded; whatever else a ledger names
 counts, however it is marked."""
 CALIBRATING = ("calibrate", "average")

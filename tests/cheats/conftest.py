@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,16 +48,16 @@ issue side kind head house service friend father power hour game
 WORDS = _TEXT.split()
 
 
-def write_documents(num: int, seed: int) -> list[tuple[str, str]]:
+def write_documents(num: int, seed: int, words: Sequence[str] = WORDS) -> list[tuple[str, str]]:
     """Texts of words that follow each other with some preference: learnable, and no two alike."""
     dice = random.Random(seed)
     follows = random.Random(1)
-    favourites = {word: follows.sample(WORDS, 3) for word in WORDS}
+    favourites = {word: follows.sample(words, 3) for word in words}
     documents = []
     for index in range(num):
-        word, parts = dice.choice(WORDS), []
+        word, parts = dice.choice(words), []
         for _ in range(dice.randrange(60, 140)):
-            word = dice.choice(favourites[word]) if dice.random() < 0.6 else dice.choice(WORDS)
+            word = dice.choice(favourites[word]) if dice.random() < 0.6 else dice.choice(words)
             if dice.random() < 0.02:  # a sign that no piece has, so that it becomes bytes
                 parts.append(chr(0x4E00 + dice.randrange(400)))
             parts.append(word + dice.choice(("", "", "", "", ",", ".", ".\n")))
@@ -91,13 +92,19 @@ class Court:
         out: Path,
         claim: float | None = None,
         evaluation: EvalConfig = EVALUATION,
+        script: str = "",
+        codec: str = "zstd",
         **facts: Any,
     ) -> Path:
-        """A complete submission; it claims what it scores in process, unless told."""
+        """A complete submission; it claims what it scores in process, unless told.
+
+        A `script` is handed in instead of what the source is packed to.
+        """
         arrays = {"counts": self.pair_counts()} if arrays is None else arrays
         code, model = pack_predictor(
-            source, arrays, vocab_size=self.dataset.vocab_size, evaluation=evaluation, codec="zstd"
+            source, arrays, vocab_size=self.dataset.vocab_size, evaluation=evaluation, codec=codec
         )
+        code = script.encode() or code
         found = None
         if claim is None:
             module: dict[str, Any] = {}
@@ -149,12 +156,21 @@ def relist(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps({"schema_version": 1, "files": files}))
 
 
-@pytest.fixture(scope="session")
-def court(tmp_path_factory: pytest.TempPathFactory) -> Court:
-    folder = tmp_path_factory.mktemp("court")
-    documents = write_documents(80, seed=3) + write_documents(24, seed=4)
-    texts = [text for _, text in documents]
-    tokenizer = train_tokenizer(texts[:80], 512, folder / "tokenizer.model")
+def open_court(folder: Path, text: str = "words") -> Court:
+    """A court over texts of `words`, over their `bytes`, or over `names`: a large alphabet."""
+    words, num, held_out = WORDS, 80, 24
+    if text == "names":
+        dice, num, held_out = random.Random(2), 120, 12
+        parts = [first + second for first in "bdfgklmnprstvz" for second in "aeiou"]
+        words = sorted({"".join(dice.choices(parts, k=3)) for _ in range(4_000)})
+    documents = write_documents(num, seed=3, words=words)
+    texts, size = [text for _, text in documents], 512
+    if text == "bytes":  # who has seen nothing but one sign and the space takes the rest as bytes
+        texts, size, held_out = ["e e"], 262, 8
+    elif text == "names":
+        size = 4_200
+    tokenizer = train_tokenizer(texts, size, folder / "tokenizer.model")
+    documents += write_documents(held_out, seed=4, words=words)
     dataset = prepare_dataset(
         documents,
         tokenizer,
@@ -163,6 +179,19 @@ def court(tmp_path_factory: pytest.TempPathFactory) -> Court:
         is_validation=lambda name: name.startswith("doc4-"),
     )
     return Court(folder, dataset)
+
+
+@pytest.fixture(scope="session")
+def court(tmp_path_factory: pytest.TempPathFactory) -> Court:
+    return open_court(tmp_path_factory.mktemp("court"))
+
+
+@pytest.fixture(scope="session")
+def courts(court: Court, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Court]:
+    """Opens a court over another text; see `open_court`."""
+    return lambda text: (
+        court if text == "words" else open_court(tmp_path_factory.mktemp(text), text)
+    )
 
 
 def read_predictor(name: str) -> str:

@@ -10,7 +10,15 @@ COMMANDS = (
     *("", "run", "pack", "verify", "compress", "decompress", "records", "data", "recipes"),
     "tracks",
     *("records runs", "records list", "records add", "records compare", "records render"),
-    *("data list", "data check", "data prepare", "recipes list", "recipes show", "recipes diff"),
+    *(
+        "data list",
+        "data fetch",
+        "data check",
+        "data prepare",
+        "recipes list",
+        "recipes show",
+        "recipes diff",
+    ),
     *("tracks list", "tracks show"),
 )
 
@@ -107,14 +115,16 @@ def test_json_parses_and_text_is_not_empty(call, words):
 
 def test_json_of_the_commands_that_work_on_data(call, contest, tmp_path):
     checked = call("data", "check", contest.data, "--json")
-    assert json.loads(checked.out)["is_lossless"] is True
+    assert checked.code == 0 and json.loads(checked.out)["status"] == "PASS"
+    seen = call("data", "inspect", contest.data, "--documents", 1, "--json")
+    assert json.loads(seen.out)["lengths"]["documents"] == 8
     texts = tmp_path / "texts.jsonl"
     texts.write_text(
-        "".join(json.dumps({"id": str(i), "text": "def f(): 1\n"}) + "\n" for i in "abc")
+        "".join(json.dumps({"id": i, "text": f"def {i}(): 1\n"}) + "\n" for i in "abc")
     )
     words = ("--tokenizer", contest.data / "tokenizer.model", "--out", tmp_path / "D")
     made = call("data", "prepare", texts, *words, "--validation-documents", 1, "--json")
-    assert json.loads(made.out)["validation_bytes"] == len("def f(): 1\n")
+    assert json.loads(made.out)["validation_bytes"] == len("def a(): 1\n")
 
 
 def test_an_error_of_the_operating_system_is_one_line(call, tmp_path):

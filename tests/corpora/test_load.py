@@ -5,14 +5,27 @@ import pytest
 from speedrun.corpora.load import list_corpora, load_corpus
 from speedrun.errors import ConfigError
 
+GOLF = ["golf-byte260", "golf-sp1024", "golf-sp4096", "golf-sp8192"]
+
 
 def test_the_shipped_corpora_load():
-    assert [spec.name for spec in list_corpora()] == ["golf-sp1024", "stdlib"]
+    assert [spec.name for spec in list_corpora()] == [*GOLF, "stdlib"]
 
 
-def test_the_golf_figures_are_the_fields():
-    spec = load_corpus("golf-sp1024")
-    assert spec.validation_bytes / spec.validation_tokens == pytest.approx(2.435927, abs=1e-6)
+@pytest.mark.parametrize(
+    ("name", "ratio"),
+    [("golf-sp1024", 2.435927), ("golf-sp4096", 3.319681), ("golf-sp8192", 3.726631)],
+)
+def test_the_golf_figures_are_the_fields(name, ratio):
+    spec = load_corpus(name)
+    assert spec.validation_bytes / spec.validation_tokens == pytest.approx(ratio, abs=1e-6)
+    assert spec.bytes_per_token == round(ratio, 4)
+    assert spec.repo and spec.prefix == "datasets"
+
+
+def test_byte_models_need_no_published_figures():
+    spec = load_corpus("golf-byte260")
+    assert spec.bytes_per_token == 1.0 and spec.vocab_size == 260 and not spec.validation_bytes
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A hundred small documents, a tokenizer trained on them, and a library of a few real files."""
 
+import os
 import random
 import shutil
 from pathlib import Path
@@ -68,3 +69,14 @@ def small_library(tmp_path_factory) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     return folder
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The shared data: `shared/data` in a folder above this one, or what SPEEDRUN_SHARED names."""
+    named = os.environ.get("SPEEDRUN_SHARED")
+    places = [Path(named)] if named else [p / "shared" / "data" for p in Path(__file__).parents]
+    for place in places:
+        if place.is_dir():
+            return place
+    pytest.skip("no shared/data above the tests, and SPEEDRUN_SHARED is not set")

@@ -1,13 +1,21 @@
 """A batch depends on (seed, step) alone; an epoch deals each window once; ranks share a batch."""
 
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from speedrun.config import CountConfig, DataConfig, ModelConfig, RunConfig
-from speedrun.data.batches import Batches, open_batches
-from speedrun.data.shards import write_shard
+from speedrun.data.batches import Batches, align, open_batches
+from speedrun.data.shards import open_shard, write_shard
 from speedrun.errors import DataError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -147,3 +155,105 @@ def test_a_truncated_shard_is_refused_at_the_start(shards):
     shards[2].write_bytes(shards[2].read_bytes()[:-2])
     with pytest.raises(DataError, match="26 tokens, header promises 27"):
         make(shards)
+
+
+BOS = 1
+
+
+def documents_of(sizes: list[int]) -> np.ndarray:
+    """Documents of these sizes; each token but BOS is its place plus 1,000."""
+    tokens = np.arange(sum(sizes)) + 1_000
+    tokens[np.cumsum([0, *sizes[:-1]])] = BOS
+    return tokens
+
+
+def test_windows_of_documents_begin_with_one_or_go_on_with_a_long_one():
+    tokens = documents_of([3, 4, 20, 5, 5, 9, 2])
+    starts = align(tokens, 8, BOS).tolist()
+    # 0 holds two documents and cuts the third; 7 to 23 are that long one; 27 begins a document.
+    assert starts == [0, 7, 15, 23, 27, 32, 37]
+    begins = np.flatnonzero(tokens == BOS).tolist()
+    for start, following in pairwise(starts):
+        assert following <= start + 8  # nothing between two windows is left out
+        assert following in begins or following == start + 8
+
+
+def test_no_token_is_left_out_by_documents_but_the_last_few():
+    dice = np.random.default_rng(5)
+    tokens = documents_of(dice.integers(1, 40, 300).tolist())
+    shown = {place for start in align(tokens, 16, BOS) for place in range(start, start + 17)}
+    assert shown == set(range(max(shown) + 1)) and tokens.size - max(shown) <= 17
+
+
+def test_the_order_of_documents_is_a_permutation_of_their_windows(tmp_path):
+    paths = [tmp_path / f"x_train_{index:06d}.bin" for index in range(3)]
+    dice = np.random.default_rng(6)
+    for path, count in zip(paths, (40, 0, 25), strict=True):
+        sizes = dice.integers(1, 20, count).tolist()
+        write_shard(path, documents_of(sizes) if count else np.empty(0, dtype=np.uint16))
+    batches = make(paths, order="documents", bos_id=BOS)
+    aligned = [align(open_shard(path), 8, BOS) for path in paths]
+    expected = sorted(
+        tuple(open_shard(path)[start : start + 8].tolist())
+        for path, starts in zip(paths, aligned, strict=True)
+        for start in starts
+    )
+    assert batches.num_windows == len(expected)
+    flat = make(paths, order="documents", tokens_per_step=8, bos_id=BOS)
+    rows = [tuple(flat.at(step)[0][0].tolist()) for step in range(flat.num_windows)]
+    assert sorted(rows) == expected and rows != expected
+    assert torch.equal(batches.at(1)[0], torch.cat([flat.at(step)[0] for step in (2, 3)]))
+
+
+def test_rows_are_inputs_and_targets_in_one(shards):
+    batches = make(shards, tokens_per_step=32, order="shuffled")
+    rows = batches.rows(2, rank=1, world=2)
+    inputs, targets = batches.for_rank(2, rank=1, world=2)
+    assert rows.dtype == np.uint16
+    assert rows[:, :-1].tolist() == inputs.tolist() and rows[:, 1:].tolist() == targets.tolist()
+
+
+RANKS = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from speedrun.data.batches import Batches
+from speedrun.data.feed import Feed
+
+def deal(order, rank, world):
+    shards = sorted(Path().glob("x_train_*.bin"))
+    batches = Batches(shards, sequence_length=16, tokens_per_step=128, order=order, seed=3)
+    with Feed(batches, rank=rank, world=world, step=5, ahead=2) as feed:
+        both = [np.stack([part.numpy() for part in feed.next()]) for _ in range(6)]
+    np.save(f"{order}-{world}-{rank}.npy", np.stack(both))
+
+failed = 0
+for order, world in (("shuffled", 1), ("shuffled", 2), ("shuffled", 4), ("documents", 2)):
+    children = []
+    for rank in range(world):
+        if not (child := os.fork()):
+            deal(order, rank, world)
+            os._exit(0)
+        children.append(child)
+    failed += sum(os.waitpid(child, 0)[1] != 0 for child in children)
+sys.exit(failed)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forked")
+def test_one_two_and_four_processes_deal_the_same_global_batches(tmp_path):
+    dice = np.random.default_rng(7)
+    for index in range(3):
+        sizes = dice.integers(2, 60, 30).tolist()
+        write_shard(tmp_path / f"x_train_{index:06d}.bin", documents_of(sizes))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [sys.executable, "-c", RANKS], cwd=tmp_path, env=environment, check=True, timeout=120
+    )
+    shards = sorted(tmp_path.glob("x_train_*.bin"))
+    for order, worlds in (("shuffled", (1, 2, 4)), ("documents", (2,))):
+        batches = make(shards, sequence_length=16, tokens_per_step=128, order=order, seed=3)
+        whole = np.stack([np.stack([p.numpy() for p in batches.at(s)]) for s in range(5, 11)])
+        for world in worlds:
+            parts = [np.load(tmp_path / f"{order}-{world}-{rank}.npy") for rank in range(world)]
+            assert np.array_equal(np.concatenate(parts, axis=2), whole)

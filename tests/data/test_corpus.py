@@ -126,7 +126,7 @@ def test_a_killed_builder_leaves_nothing_that_counts(cache, small_library):
 
 def test_an_unwritable_cache_names_the_way_out(cache, tmp_path):
     cache.write_bytes(b"a file")
-    with pytest.raises(OutputError, match=r"cannot write the cache .*set SPEEDRUN_CACHE"):
+    with pytest.raises(OutputError, match=r"cannot write .*cache.*set SPEEDRUN_CACHE"):
         open_corpus("stdlib")
 
 
@@ -162,5 +162,5 @@ def test_a_golf_corpus_that_is_not_here_says_how_to_get_it(monkeypatch, tmp_path
 
 
 def test_an_unknown_name_lists_the_corpora():
-    with pytest.raises(DataError, match="'nope'; corpora are golf-sp1024, stdlib"):
+    with pytest.raises(DataError, match=r"'nope'; corpora are golf-byte260, .*stdlib"):
         open_corpus("nope")

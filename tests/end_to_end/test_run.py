@@ -19,10 +19,11 @@ from speedrun.standalone import load_predictor
 RUN_FOLDER = {
     *("recipe.toml", "track.toml", "environment.json", "train.log", "metrics.jsonl"),
     *("ledger.jsonl", "checkpoint", "weights.safetensors", "submission", "verdict.json"),
+    "train_gpt.source.txt",
 }
 SUBMISSION = {
     *("submission.json", "README.md", "model.srz", "train_gpt.py", "manifest.json"),
-    *("logs/train.log", "logs/ledger.jsonl"),
+    *("logs/train.log", "logs/ledger.jsonl", "logs/train_gpt.source.txt"),
 }
 
 

@@ -86,7 +86,7 @@ def test_many_lanes_come_back() -> None:
 def test_decoder_agrees_with_a_slow_reading_of_the_format(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("speedrun.pack.ans._MIN_SYMBOLS", 200)
+    monkeypatch.setattr("speedrun.pack.ans._PLANS", ((True, 3, 200),))
     parts = [gaussian_codes(70, 200, spread=0.5), gaussian_codes(30, 90, seed=1)]
     raw, shapes = b"".join(part.tobytes() for part in parts), [part.shape for part in parts]
     packed = ans.encode(raw, shapes)

@@ -1,5 +1,6 @@
 """Protects the bundle: it carries what it needs, nothing else, and runs where `speedrun` is not."""
 
+import dataclasses
 import json
 import os
 import re
@@ -11,9 +12,17 @@ from pathlib import Path
 import pytest
 
 import speedrun
-from speedrun.config import ModelConfig, RunConfig
+from speedrun.config import ModelConfig, QuantConfig, RunConfig
 from speedrun.errors import PackError
-from speedrun.pack.bundle import _minify, build_bundle, closure, module_sizes
+from speedrun.pack.bundle import (
+    _minify,
+    build_bundle,
+    bundle_of,
+    closure,
+    compare_twin,
+    module_sizes,
+    readable_twin,
+)
 
 RUN = RunConfig(name="test/bundle", seed=7, model=ModelConfig(width=64))
 
@@ -233,3 +242,47 @@ def test_sizes_name_every_module(package: Path) -> None:
     sizes = {size.name: size for size in module_sizes(RUN, root=package)}
     assert sizes["speedrun.config"].packed_bytes > sizes["speedrun.worker"].packed_bytes > 0
     assert sizes["speedrun.config"].source_bytes > sizes["speedrun.config"].minified_bytes
+
+
+def test_the_readable_twin_gives_the_shipped_bytes(package: Path) -> None:
+    twin = readable_twin(RUN, root=package)
+    assert "# Nor need a comment." in twin and "A docstring that need not travel." in twin
+    assert bundle_of(twin) == build_bundle(RUN, root=package)
+    assert compare_twin(twin, build_bundle(RUN, root=package)) == ""
+
+
+def test_a_bundle_that_says_something_else_is_named_by_its_module(package: Path) -> None:
+    bundle = build_bundle(RUN, root=package)
+    twin = readable_twin(RUN, root=package)
+    other = twin.replace("return values * values", "return values * 2")
+    assert "speedrun.kernels.square is another in the bundle" in compare_twin(other, bundle)
+    more = twin + "\n#### module speedrun.spy\nimport os\n"
+    assert "speedrun.spy is not in the bundle" in compare_twin(more, bundle)
+    less = twin[: twin.index("\n#### module speedrun.worker")]
+    assert "speedrun.worker is not in the readable source" in compare_twin(less, bundle)
+
+
+@pytest.mark.parametrize("bundle", [b"", b"PK\x03\x04", b"print('hello')"])
+def test_what_is_no_bundle_is_compared_without_an_exception(package: Path, bundle: bytes) -> None:
+    assert "no zip of modules" in compare_twin(readable_twin(RUN, root=package), bundle)
+
+
+@pytest.mark.parametrize("twin", ["", "import os\n", "# The modules\n#### module x\n"])
+def test_what_is_no_twin_is_refused(twin: str) -> None:
+    with pytest.raises(PackError, match="not the readable source"):
+        bundle_of(twin)
+
+
+def test_only_a_recipe_that_calibrates_ships_the_fit() -> None:
+    fitted = dataclasses.replace(RUN, quant=QuantConfig(method="fit", calibration_s=1.0))
+    plain, larger = (
+        {size.name for size in module_sizes(run, cap_bytes=16_000_000)} for run in (RUN, fitted)
+    )
+    ours = {
+        "speedrun.fitted",
+        "speedrun.pack.fit",
+        "speedrun.quant.gptq",
+        "speedrun.train.calibrate",
+    }
+    assert not ours & plain and ours < larger
+    assert len(build_bundle(fitted, cap_bytes=16_000_000)) <= 40_000

@@ -1,5 +1,7 @@
 """Protects what arrays mean as weights: packing, unpacking, parts that do not fit together."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from speedrun.pack.container import Section, read_container, read_header, write_
 from speedrun.pack.report import report_pack
 from speedrun.pack.weights import Rows, pack_weights, round_weights, unpack_weights, write_weights
 from speedrun.quant.clip import search_clip
+from speedrun.quant.low_rank import low_rank
 from speedrun.quant.rows import dequantize_rows, quantize_rows
 
 QUANT = QuantConfig(matrix_bits=5, embedding_bits=8, small_tensor_limit=64, codec="ans")
@@ -180,9 +183,77 @@ def test_parts_that_do_not_belong_together_are_named(
 
 
 def test_widths_have_sections_of_their_own() -> None:
-    header = read_header(pack_weights(network(), QUANT, {}))
+    quant = dataclasses.replace(QUANT, codec="zstd")
+    header = read_header(pack_weights(network(), quant, {}))
     assert [array[3] for array in header.arrays if array[0].startswith("tok_emb")] == [1, 2]
     assert len(header.sections) == 4
+
+
+def test_the_range_coder_takes_all_widths_together() -> None:
+    header = read_header(pack_weights(network(), QUANT, {}))
+    assert header.sections[0][0] == "ans"
+    assert {array[3] for array in header.arrays if array[0].endswith(":codes")} == {0}
+
+
+def test_a_tensor_that_repeats_itself_gets_the_codec_that_sees_it() -> None:
+    weights = network()
+    weights["blocks.0.mlp.proj.weight"] = torch.arange(40.0).repeat(200).view(80, 100)
+    quant = dataclasses.replace(QUANT, codec="best")
+    packed = pack_weights(weights, quant, {})
+    header = read_header(packed)
+    sections = {name: section for name, _, _, section in header.arrays}
+    own = sections["blocks.0.mlp.proj.weight:codes"]
+    assert header.sections[own][0] not in ("ans", "raw")
+    assert list(sections.values()).count(own) == 1
+    assert sections["bank:codes"] != own
+    assert len(packed) < len(pack_weights(weights, QUANT, {})) - 1_000
+    assert torch.equal(
+        unpack_weights(packed)[1]["blocks.0.mlp.proj.weight"],
+        unpack_weights(pack_weights(weights, QUANT, {}))[1]["blocks.0.mlp.proj.weight"],
+    )
+
+
+def test_column_scales_and_corrections_come_back() -> None:
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.randint(-20, 21, (30, 12), generator=generator).to(torch.int8)
+    scales, columns = torch.full((30,), 0.5).half(), torch.linspace(0.5, 2, 12).half()
+    factors = low_rank(torch.randn(30, 12, generator=generator), 2)
+    rows = Rows(codes, scales, 6, columns, factors._asdict())
+    _, found = unpack_weights(write_weights({"w": rows}, "best", {}))
+    expected = codes.float() * 0.5 * columns.float() + factors.product()
+    assert torch.allclose(found["w"], expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(found["w"], rows.weights())
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("columns", np.ones(11, np.float16), "column scales"),
+        ("columns", np.zeros(12, np.float16), "column scales"),
+        ("columns", np.full(12, np.inf, np.float16), "not finite"),
+        ("columns", np.ones(12, np.int8), "not finite float16"),
+        ("left_scales", np.ones(3, np.float16), "2 components"),
+        ("left", np.ones((29, 2), np.int8), "misfits"),
+        ("right", np.ones((12, 2), np.int8), "12 components"),
+        ("right_scales", np.full(2, np.nan, np.float16), "not finite"),
+    ],
+)
+def test_parts_that_contradict_each_other_are_named(part, value, message) -> None:
+    parts = {
+        "codes": np.full((30, 12), 127, np.int8),
+        "scales": np.ones(30, np.float16),
+        "columns": np.full(12, 6e4, np.float16),
+        "left": np.ones((30, 2), np.int8),
+        "left_scales": np.full(2, 6e4, np.float16),
+        "right": np.ones((2, 12), np.int8),
+        "right_scales": np.ones(2, np.float16),
+    } | {part: value}
+    sections: dict[int, dict[str, np.ndarray]] = {}
+    for name, array in parts.items():
+        sections.setdefault(array.itemsize, {})[f"w:{name}"] = array
+    data = write_container([Section(arrays) for arrays in sections.values()], {})
+    with pytest.raises(FormatError, match=message):
+        unpack_weights(data)
 
 
 def test_report_accounts_for_every_byte() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from speedrun.errors import QuantError
-from speedrun.quant.clip import search_clip
+from speedrun.quant.clip import deviation_clip, search_clip
 from speedrun.quant.rows import dequantize_rows, quantize_rows
 
 CANDIDATES = (0.9, 0.99, 0.999, 1.0)
@@ -65,3 +65,13 @@ def test_tiny_shapes(shape: tuple[int, int]) -> None:
 def test_impossible_candidates_are_refused(candidates: tuple[float, ...]) -> None:
     with pytest.raises(QuantError, match="quantiles in"):
         search_clip(torch.ones(2, 2), bits=6, candidates=candidates)
+
+
+def test_deviations_set_the_clip_of_each_row() -> None:
+    weight = torch.tensor([[3.0, -3.0, 3.0, -3.0], [0.0, 0.0, 0.0, 0.0]])
+    assert deviation_clip(weight, deviations=4.0).tolist() == [12.0, 1.0]
+
+
+def test_a_clip_of_no_deviations_is_refused() -> None:
+    with pytest.raises(QuantError, match=r"clip of 0\.0 standard deviations"):
+        deviation_clip(torch.ones(2, 2), deviations=0.0)

@@ -436,7 +436,7 @@ def type_on_a_terminal():
 
 @escape
 def find_variables():
-    names = {"PATH", "LANG", "HOME", "TMPDIR", "USER", "PWD", "LC_CTYPE", "OMP_WAIT_POLICY"}
+    names = {"PATH", "LANG", "HOME", "TMPDIR", "USER", "PWD", "OMP_WAIT_POLICY"}
     return sorted({*os.environ} - names)
 
 
