@@ -54,6 +54,22 @@ _LEDGER_LIMIT_BYTES = 1 << 24
 _TOO_SLOW = "raise --budget or lower "
 """How our trainer ends where not one step fits the budget."""
 
+# In torchrun's place, which looks for `localhost`: in a cell no host has a name.
+_TORCHRUN = """
+import os, subprocess, sys, time
+world, *command = sys.argv[1:]
+where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "WORLD_SIZE": world}
+ranks = []
+for rank in map(str, range(int(world))):
+    given = os.environ | where | {"RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
+    ranks.append(subprocess.Popen([sys.executable, "-I", "-B", "-u", *command], env=given))
+while None in (codes := [rank.poll() for rank in ranks]) and not any(codes):
+    time.sleep(0.05)
+for rank in ranks if any(codes) else ():
+    rank.kill()
+sys.exit(max(map(abs, filter(None, codes)), default=0))
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
@@ -362,10 +378,10 @@ def _train(task: _Task, place: Path, set_up_s: float) -> tuple[_Course, Declared
 
 
 def _launcher(num_processes: int) -> list[str]:
+    """What starts the code: once, or once for each GPU."""
     if num_processes == 1:
         return [CODE_NAME]
-    module = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    return [*module, str(num_processes), CODE_NAME]
+    return ["-c", _TORCHRUN, str(num_processes), CODE_NAME]
 
 
 def _take_model(path: Path, stage: Path, track: Track) -> Declared:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -332,11 +333,22 @@ def test_a_claim_without_a_seed_is_undecided(trainers: Trainers, seed: Any) -> N
     assert found.status is Status.UNDECIDED and "names no seed" in found.evidence
 
 
-def test_a_machine_with_several_gpus_starts_a_process_for_each() -> None:
+def test_a_machine_with_several_gpus_starts_a_process_for_each(tmp_path: Path) -> None:
     assert module._launcher(1) == ["train_gpt.py"]
-    assert module._launcher(8)[1:] == [
-        *("torch.distributed.run", "--standalone", "--nproc-per-node", "8", "train_gpt.py")
-    ]
+    command = [sys.executable, "-I", *module._launcher(3), "--seed", "1"]
+    code = """
+import os, sys, time
+rank = os.environ["RANK"]
+assert sys.argv[1:] == ["--seed", "1"] and os.environ["LOCAL_RANK"] == rank
+open(f"rank{rank}of" + os.environ["WORLD_SIZE"], "w").close()
+"""
+    (tmp_path / "train_gpt.py").write_text(code)
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=60)
+    found = sorted(path.name for path in tmp_path.glob("rank*"))
+    assert found == ["rank0of3", "rank1of3", "rank2of3"]
+    # One that fails takes the others along, or they would wait for it.
+    (tmp_path / "train_gpt.py").write_text(code + "rank == '1' and sys.exit(7)\ntime.sleep(60)")
+    assert subprocess.run(command, cwd=tmp_path, check=False, timeout=50).returncode == 7
 
 
 def test_tolerances_worked_by_hand() -> None:
