@@ -28,6 +28,8 @@ from speedrun.quant.rows import codes_of
 FILLED = 0.998
 """Share of the cap that ends the search."""
 _TRIES = 30
+_JUMP = 2e-4  # octaves of all steps: a size that changes here does so at once
+_MIXES = 10
 _MULTIPLES = tuple(2 ** (k / 2) for k in range(-40, 41))  # of steps that cost one unit of loss
 _SAMPLE_ROWS = 192  # of a tensor, for estimates
 _MAX_CODE = 127
@@ -65,7 +67,7 @@ class _Matrix:
     largest: Tensor
     """(rows,) largest magnitude of each row, float64."""
 
-    def steps(self, multiple: float) -> Tensor:
+    def steps(self, multiple: float | Tensor) -> Tensor:
         """Scales of the rows, float16: never so fine that a code would have to be clipped."""
         wanted = torch.minimum(self.balance.steps * multiple, self.largest * _WIDEST)
         finest = on_grid(self.largest / _MAX_CODE, 1.0)
@@ -209,6 +211,7 @@ class _Search:
         self.price = 0.0
         """Nats that one more bit saves."""
         self._found: tuple[bytes, Rounded] | None = None
+        self._last: tuple[float, int] | None = None
 
     @property
     def found(self) -> tuple[bytes, Rounded]:
@@ -240,7 +243,8 @@ class _Search:
                     break
             else:
                 over = (at, size)
-            if over and under and abs(over[0] - under[0]) < 1e-5:
+            if over and under and abs(over[0] - under[0]) < _JUMP:
+                self._mix(at)
                 break
             at = self._next(at, size, over, under)
         if self._found is None:
@@ -256,8 +260,14 @@ class _Search:
         """Where the size should lie in the middle of what is accepted."""
         wanted = self.cap_bytes * (1 + FILLED) / 2
         if over is None or under is None:
-            # One bit per weight for each doubling, as long as codes have several.
-            step = (size - wanted) * 8 / max(self.num_weights, 1)
+            # One bit per weight for each doubling, as long as codes have several; less where
+            # rows are at their finest steps, which two sizes tell.
+            slope = self.num_weights / 8
+            if self._last is not None and self._last[0] != at:
+                seen = (self._last[1] - size) / (at - self._last[0])
+                slope = min(max(seen, slope / 16), slope)
+            self._last = (at, size)
+            step = (size - wanted) / max(slope, 1.0)
             return at + math.copysign(min(max(abs(step), 0.002), 2.0), step)
         share = (over[1] - wanted) / (over[1] - under[1])
         # Later every other time in the middle, so that one far end cannot hold up the search.
@@ -265,14 +275,36 @@ class _Search:
         share = 0.5 if halve else min(max(share, 0.02), 0.98)
         return over[0] + share * (under[0] - over[0])
 
-    def _pack(self, factor: float) -> tuple[bytes, Rounded]:
+    def _mix(self, at: float) -> None:
+        """Give the first rows of every matrix a finer factor, and the others a coarser one.
+
+        The size of a small file jumps where the coder's tables change, and the cap may lie in the
+        jump; how many rows have which factor is another way to move, with jumps elsewhere.
+        """
+        low, high = 0.0, 1.0
+        for _ in range(_MIXES):
+            self.tries += 1
+            share = (low + high) / 2
+            found = self._pack(2 ** (at - 0.15), 2 ** (at + 0.15), share)
+            size = len(found[0])
+            low, high = (low, share) if size > self.cap_bytes else (share, high)
+            if size <= self.cap_bytes and (self._found is None or size > len(self._found[0])):
+                self._found = found
+                if size >= FILLED * self.cap_bytes:
+                    break
+
+    def _pack(
+        self, factor: float, coarser: float = 1.0, finer_share: float = 1.0
+    ) -> tuple[bytes, Rounded]:
         rounded = dict(self.fixed)
         for matrix, multiple in zip(self.matrices, self.multiples, strict=True):
-            rounded[matrix.name] = self._round(matrix, multiple * factor)
+            factors = torch.full((len(matrix.weight),), multiple * factor, dtype=torch.float64)
+            factors[math.ceil(finer_share * len(factors)) :] = multiple * coarser
+            rounded[matrix.name] = self._round(matrix, factors)
         return write_weights(rounded, self.quant.codec, self.meta), rounded
 
-    def _round(self, matrix: _Matrix, multiple: float) -> Rows:
-        scales = matrix.steps(multiple)
+    def _round(self, matrix: _Matrix, multiples: Tensor) -> Rows:
+        scales = matrix.steps(multiples)
         columns = None if matrix.feedback is None else matrix.balance.columns
         if matrix.feedback is None:
             codes = codes_of(matrix.weight, scales.float(), _MAX_CODE).to(torch.int8)
