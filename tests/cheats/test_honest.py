@@ -86,7 +86,7 @@ VARIANTS = {
     "int8": Variant(predictor="int8", arrays="int8 transformer", slow=True),
     "dropout off": Variant(predictor="dropout", **NETWORK),
     "isolated documents": Variant(predictor="isolated_documents", **NETWORK),
-    "test-time training": Variant(predictor="test_time_training", kind="adaptive", **NETWORK),
+    "test-time training": Variant(predictor="score_first_training", kind="adaptive", **NETWORK),
     "online counts": Variant(predictor="online_counts", kind="adaptive"),
     "recency cache": Variant(predictor="recency_cache", kind="adaptive", slow=True),
     "carried state": Variant(
