@@ -27,6 +27,7 @@ from speedrun.errors import (
     CoverageError,
     DataError,
     DistributionError,
+    FormatError,
     PredictorError,
     PredictorLostError,
     SubmissionError,
@@ -314,11 +315,10 @@ def _measure(predictor: RemotePredictor, question: Question) -> tuple[Scored, Ru
     """The official score, and whether the predictor is what it was once it has scored."""
     dataset, evaluation = question.dataset, question.declared.evaluation
     tokens, num_bytes = dataset.val_tokens(), dataset.val_raw_bytes
-    if predictor.vocab_size != question.declared.vocab_size:
-        raise PredictorError(
-            f"the predictor answers for {predictor.vocab_size:,} tokens, model.srz declares "
-            f"{question.declared.vocab_size:,}"
-        )
+    try:  # a padded alphabet is larger than the declared one; that must not exhaust the judge
+        rules.check_evaluation(evaluation, predictor.vocab_size)
+    except FormatError as error:
+        raise PredictorError(str(error)) from error
     nats = np.full(len(tokens) - 1, np.nan)
     before = _canary(predictor, question)
     began_s = predictor.waited_s - predictor.start_s

@@ -326,7 +326,7 @@ def container(folder: Path) -> tuple[RuleResult, Declared | None]:
         else:
             asked = EvalConfig(**meta["evaluation"])
             declared = Declared(evaluation=asked, vocab_size=meta["vocab_size"], run=None)
-        _check_evaluation(declared.evaluation, declared.vocab_size)
+        check_evaluation(declared.evaluation, declared.vocab_size)
     except (OSError, FormatError) as error:
         return rule.result(False, evidence=str(error), fix="pack the weights again"), None
     except (KeyError, TypeError, AttributeError, SpeedrunError) as error:
@@ -341,7 +341,12 @@ def container(folder: Path) -> tuple[RuleResult, Declared | None]:
     return rule.result(True, f"{len(arrays)} arrays, sha256 intact"), declared
 
 
-def _check_evaluation(evaluation: EvalConfig, vocab_size: int) -> None:
+def check_evaluation(evaluation: EvalConfig, vocab_size: int) -> None:
+    """Refuse an evaluation whose calls would exhaust the judge.
+
+    Raises
+        FormatError: with what it asks for and what is allowed.
+    """
     if type(vocab_size) is not int or not 2 <= vocab_size <= 65_536:
         raise FormatError(f"vocab_size {str(vocab_size)[:40]!r}, expected 2 to 65,536")
     for key in ("context", "stride", "batch_windows"):
