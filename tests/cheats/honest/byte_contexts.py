@@ -1,8 +1,8 @@
-"""Bytes, not pieces: counts after the last one to five bytes, in hashed tables, blended upwards."""
+"""Bytes, not pieces: counts after the last one to four bytes, in hashed tables, blended upwards."""
 
 import numpy as np
 
-SLOTS = 4096
+SLOTS = 2048
 
 
 def slots(tokens, order):
