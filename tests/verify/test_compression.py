@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from speedrun.bpb import score
 from speedrun.config import EvalConfig
 from speedrun.data.dataset import open_dataset
+from speedrun.data.pieces import SentencePieces
 from speedrun.data.tokenizer import Tokenizer
 from speedrun.errors import FormatError, SubmissionError
 from speedrun.verify import compression
@@ -120,7 +121,7 @@ def lossy_fixture() -> Model:
         hard_vocab_limit=False,
         minloglevel=2,
     )
-    return model_of(Tokenizer(model.getvalue(), source="test"))
+    return model_of(SentencePieces(model.getvalue(), source="test"))
 
 
 @settings(
