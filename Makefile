@@ -10,7 +10,7 @@ demo: $(READY)  ## train a minute, pack, verify, add a row to the runs table
 	$(BIN)/speedrun run --track pocket
 
 test: $(READY)  ## the suite, without what is marked slow
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m "not slow"
 
 slow: $(READY)  ## the rest: compiles graphs, minutes
 	$(BIN)/pytest -m slow

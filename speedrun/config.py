@@ -55,8 +55,9 @@ class ModelConfig:
     rope_base: float = 10_000.0
     """Base of the rotary frequencies before NTK scaling."""
     rope_train_length: int = 0
-    """Longer inputs stretch the base (NTK-aware) by input / this; 0 never stretches.
-    The golf records of late March 2026 ran with 1,024 here and inputs of 2,048."""
+    """Longer inputs stretch the base (NTK-aware) by input / this; 0 never stretches. Answers then
+    hang on the length of the window, so a judge's prefix replay and proof fail: for inputs of one
+    length set `rope_base` to base * stretch^(R / (R - 2)) instead."""
     xsa_layers: int = 0
     """The last so many blocks use exclusive self attention."""
     ln_scale: bool = False

@@ -14,6 +14,10 @@ from pathlib import Path
 
 import pytest
 
+# Workers share the cores; torch reads this when it is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 PACKAGE = Path(__file__).parents[1]
 PHRASES = ("def ", "return ", "self.", "for x in range(9):", " naïve", "None", "the words ", "())")
 RECIPE = """

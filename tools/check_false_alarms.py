@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="verdicts, a line each; goes on where it ended")
     options = parser.parse_args()
     variants = read_file("test_honest").VARIANTS
+    undecided = {name for name, variant in variants.items() if variant.undecided}
     names = [
         name
         for name in options.variant or variants
@@ -115,7 +116,7 @@ def main() -> None:
             with options.out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
     print_table([row for row in rows if row["variant"] in names])
-    sys.exit(any(row["alarms"] for row in rows))
+    sys.exit(any(row["alarms"] for row in rows if row["variant"] not in undecided))
 
 
 if __name__ == "__main__":

@@ -68,7 +68,6 @@ SETTINGS = {
             "data.tokens_per_step=1024",
             "data.micro_batch_tokens=1024",
             'data.order="shuffled"',
-            "model.rope_train_length=0",
             # Lower rates than the recipe's, which are for batches 768 times as large; and three
             # iterations of Newton-Schulz, which otherwise takes longer than the gradients.
             "optim.matrix_lr=0.015",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,16 +56,14 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     Raises
         PackError: unreadable, or of another kind.
     """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    broken = (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError)
     try:
         if path.suffix == ".safetensors":
-            from safetensors.numpy import load_file
-
             return dict(load_file(path))
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError) as error:
+    except (*broken, zipfile.BadZipFile, SafetensorError) as error:
         raise PackError(f"{path}: not a .npz or .safetensors file of arrays: {error}") from error
-    except Exception as error:  # safetensors and zipfile have errors of their own
-        if type(error).__module__.partition(".")[0] not in ("safetensors", "zipfile"):
-            raise
-        raise PackError(f"{path}: damaged: {error}") from error

@@ -280,7 +280,11 @@ def _score(question: Question) -> tuple[list[RuleResult], Scored | None]:
     if scored is not None:
         found = scored.measurement
         results = [
-            Rule("predictor").result(True, f"{found.num_tokens:,} predictions"),
+            Rule("predictor").result(
+                True,
+                f"{found.num_tokens:,} predictions",
+                evidence=f"logits came through {predictor.transport}",
+            ),
             Rule("distribution").result(
                 True, f"{predictor.vocab_size:,} finite logits each", "normalised by the judge"
             ),

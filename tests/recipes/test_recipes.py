@@ -34,6 +34,7 @@ def test_a_child_holds_only_what_differs() -> None:
     assert parent_of("golf/partial-rope") == "golf/xsa4-ema"
     assert diff_recipes(parent, child) == {
         "model.rope_dims": (0, 16),
+        "model.rope_base": (20_452.0, 22_082.0),
         "model.ln_scale": (False, True),
     }
 
