@@ -6,15 +6,18 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from speedrun.clock import Ledger, Phase
 from speedrun.config import RunConfig
 from speedrun.errors import RecordError
 from speedrun.files import sha256_file
 from speedrun.pack.container import write_container
 from speedrun.pack.submission import SubmissionFacts, write_submission
-from speedrun.records.record import add_record, compare_records, list_records, make_record
+from speedrun.records.filing import Filed, add_record, make_record
+from speedrun.records.record import compare_records, list_records
 from speedrun.records.table import BEGIN, END, markdown_table, records_table, update_readme
 from speedrun.settings import read_toml
 from speedrun.tracks.load import RecordRule, Track
@@ -52,16 +55,17 @@ def entry(folder: Path, seed: int, bpb: float) -> tuple[Path, Verdict]:
         pytorch_version="2.13.0",
         data_fingerprint="f" * 64,
     )
-    log = folder / "train.log"
+    log, ledger = folder / "train.log", folder / f"ledger{seed}.jsonl"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text(f"seed {seed}\n")
+    Ledger(ledger).append(Phase(name="train", start_s=0.0, stop_s=59.5, on_budget=True))
     out = folder / f"s{seed}"
     write_submission(
         out,
         weights_bytes=write_container([], {"run": run.to_dict()}),
         bundle=b"code",
         facts=facts,
-        logs={"train.log": log},
+        logs={"train.log": log, "ledger.jsonl": ledger},
         track=TRACK,
     )
     measured = Measurement(
@@ -91,7 +95,7 @@ def entry(folder: Path, seed: int, bpb: float) -> tuple[Path, Verdict]:
     return out, verdict
 
 
-def add(tmp_path: Path, slug: str, scores: list[float], first_seed: int = 1) -> object:
+def add(tmp_path: Path, slug: str, scores: list[float], first_seed: int = 1, **more: Any) -> Filed:
     pairs = [entry(tmp_path / slug, first_seed + n, bpb) for n, bpb in enumerate(scores)]
     folders, verdicts = zip(*pairs, strict=True)
     return add_record(
@@ -101,17 +105,20 @@ def add(tmp_path: Path, slug: str, scores: list[float], first_seed: int = 1) -> 
         TRACK,
         slug=slug,
         summary="One idea.",
-        date="2026-05-02",
+        **{"date": "2026-05-02"} | more,
     )
 
 
 def test_a_record_is_filed_with_everything_beside_it(tmp_path: Path) -> None:
-    record, comparison = add(tmp_path, "first", [1.5, 1.51, 1.49])  # type: ignore[misc]
-    assert comparison is None
+    filed = add(tmp_path, "first", [1.5, 1.51, 1.49])
+    record = filed.record
+    assert filed.shown is not None and filed.shown.limit == "no standing record"
+    assert (record.status, record.level, record.rules_version) == ("record", "score", 2)
     folder = tmp_path / "records" / "test" / "2026-05-02-first"
     assert sorted(path.name for path in folder.iterdir()) == [
         *("README.md", "recipe.toml", "record.json"),
-        *("seed1.log", "seed2.log", "seed3.log", "verdict.json"),
+        *("seed1.ledger.jsonl", "seed1.log", "seed2.ledger.jsonl", "seed2.log"),
+        *("seed3.ledger.jsonl", "seed3.log", "verdict.json"),
     ]
     assert list_records(tmp_path / "records", "test") == [record]
     assert (folder / "seed2.log").read_text() == "seed 2\n"
@@ -122,15 +129,15 @@ def test_a_record_is_filed_with_everything_beside_it(tmp_path: Path) -> None:
 
 def test_a_better_record_is_taken_and_a_lucky_one_is_not(tmp_path: Path) -> None:
     add(tmp_path, "first", [1.5, 1.501, 1.499])
-    with pytest.raises(RecordError, match=r"found p = "):
+    with pytest.raises(RecordError, match=r"gain \+0\.0300 bpb, p = .*[0-9]+ more seeds"):
         add(tmp_path, "lucky", [1.40, 1.51, 1.50])
-    with pytest.raises(RecordError, match=r"more than 0\.0029"):
+    with pytest.raises(RecordError, match=r"> 0\.0029 bpb"):
         add(tmp_path, "small-step", [1.4975, 1.4976, 1.4974])
-    _, comparison = add(tmp_path, "better", [1.48, 1.481, 1.479])  # type: ignore[misc]
-    # 0.005 nats per token at 2.5 bytes per token, in bits per byte.
-    assert comparison.margin == pytest.approx(0.005 / math.log(2) / 2.5)
-    best = list_records(tmp_path / "records", "test")[0]
+    add(tmp_path, "better", [1.48, 1.481, 1.479])
+    best, first = list_records(tmp_path / "records", "test")
     assert best.slug == "better"
+    # 0.005 nats per token at 2.5 bytes per token, in bits per byte.
+    assert compare_records(best, first, TRACK).margin == pytest.approx(0.005 / math.log(2) / 2.5)
     with pytest.raises(RecordError):
         compare_records(best, dataclasses.replace(best, data_fingerprint="e" * 64), TRACK)
     assert not list((tmp_path / "records" / "test").glob("*lucky*"))
@@ -167,7 +174,7 @@ def test_too_few_or_repeated_seeds_and_bad_slugs_are_refused(tmp_path: Path) -> 
 
 
 def test_the_table_goes_between_the_markers_and_nothing_else_changes(tmp_path: Path) -> None:
-    record, _ = add(tmp_path, "first", [1.5, 1.51, 1.49])  # type: ignore[misc]
+    record = add(tmp_path, "first", [1.5, 1.51, 1.49]).record
     readme = tmp_path / "README.md"
     readme.write_text(f"# Title\n{BEGIN}\nold\n{END}\ntext\n")
     table = markdown_table([dataclasses.replace(record, author="A | <b>x")])
@@ -175,7 +182,7 @@ def test_the_table_goes_between_the_markers_and_nothing_else_changes(tmp_path: P
         update_readme(readme, table)
     assert readme.read_text() == f"# Title\n{BEGIN}\n{table}{END}\ntext\n"
     assert "| 1.5000 | 0.0100 | 3 | [first](records/test/2026-05-02-first) |" in table
-    assert {line.count("|") for line in table.splitlines()} == {9}
+    assert {line.count("|") for line in table.splitlines()} == {10}
     assert records_table([record]).row_count == 1
     readme.write_text("no markers")
     with pytest.raises(RecordError, match="records:begin"):
