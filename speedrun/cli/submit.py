@@ -66,12 +66,13 @@ def submit(
     """
     from speedrun.cli.seeds import differences, settings_of, undeclared_runs
     from speedrun.errors import SubmissionError
-    from speedrun.pack.parts import every_seed
+    from speedrun.pack.parts import every_seed, part_folders
     from speedrun.records.golf_folder import golf_claims, golf_obstacles, write_golf
     from speedrun.records.record import read_record, today
     from speedrun.records.submit import Told, claims_of, hand_in, obstacles, write_whole
     from speedrun.records.submit_readme import golf_lines, reproduce_lines, submission_readme
     from speedrun.tracks.load import load_track
+    from speedrun.verify.rules import read_claims
 
     folders = every_seed(map(_submission_of, runs))
     chosen = load_track(track or claimed_track(folders[0]))
@@ -82,14 +83,15 @@ def submit(
     if out.exists():
         problems.append(f"{out} is there already: choose another --out")
     others = undeclared_runs(folders, chosen, None)
-    claims = parts[0].claims
+    # What a whole submission was told before is asked again only if it changes.
+    claims = read_claims(runs[0]) if part_folders(runs[0]) else parts[0].claims
     told = Told(
         name=name or str(claims.get("name") or out.name),
         author=author or os.environ.get("SPEEDRUN_AUTHOR") or str(claims["author"]),
         github_id=github_id or str(claims.get("github_id") or ""),
         blurb=blurb or str(claims.get("blurb") or ""),
         date=today(),
-        based_on=read_record(based_on).name if based_on else "",
+        based_on=read_record(based_on).name if based_on else str(claims.get("based_on") or ""),
         runs_not_handed_in=len(others),
     )
     given = hand_in(parts, chosen, told, _parent(parts, based_on))

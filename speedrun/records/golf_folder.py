@@ -52,7 +52,12 @@ def golf_claims(given: HandIn) -> dict[str, Any]:
     claims["step_stop"] = round(sum(steps) / len(steps))
     for key in ("schema_version", "track_version", "data_fingerprint"):
         del claims[key]
-    return {key: value for key, value in claims.items() if value is not None}
+    claims["seed_results"] = {seed: _known(row) for seed, row in claims["seed_results"].items()}
+    return _known(claims)
+
+
+def _known(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def write_golf(out: Path, given: HandIn, readme: str) -> None:

@@ -193,6 +193,7 @@ def claims_of(given: HandIn) -> dict[str, Any]:
         "based_on": told.based_on or None,
         "hardware": first["hardware"],
         "pytorch_version": first.get("pytorch_version"),
+        "python_version": given.parts[0].verdict.machine.rpartition("Python ")[2],
         "data_fingerprint": first["data_fingerprint"],
         "runs_not_handed_in": told.runs_not_handed_in,
     }

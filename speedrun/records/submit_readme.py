@@ -73,8 +73,10 @@ def golf_lines(given: HandIn) -> list[str]:
 
 def _without(given: HandIn, part: Part) -> str:
     processes = max(given.track.num_gpus, 1)
+    # Folders of ours bring the bytes of their text, published ones are counted by the tokenizer.
+    tokenizer = " TOKENIZER_PATH=<model>" if given.track.fingerprint.validation_bytes else ""
     return (
-        f"DATA_PATH=<dataset folder> SEED={part.seed} torchrun --standalone "
+        f"DATA_PATH=<dataset folder>{tokenizer} SEED={part.seed} torchrun --standalone "
         f"--nproc-per-node {processes} {CODE_NAME}"
     )
 

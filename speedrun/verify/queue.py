@@ -87,7 +87,8 @@ class Order:
 def list_queue(queue: Path) -> list[Path]:
     """Submissions in a folder, by name: the folder itself if it is one, else what is in it.
 
-    Everything in a queue is an entry, also what is no submission: it gets a verdict that says so.
+    Every folder or link in a queue is an entry, also what is no submission: it gets a verdict that
+    says so.
 
     Raises
         SubmissionError: nothing is there.
@@ -98,7 +99,11 @@ def list_queue(queue: Path) -> list[Path]:
         return [queue.resolve()]
     if part_folders(queue):
         return [queue.resolve()]
-    return sorted(path for path in queue.resolve().iterdir() if not path.name.startswith("."))
+    return sorted(
+        path
+        for path in queue.resolve().iterdir()
+        if not path.name.startswith(".") and (path.is_dir() or path.is_symlink())
+    )
 
 
 def judge_queue(

@@ -88,19 +88,27 @@ def _row(verdict: dict[str, Any]) -> str:
 
 
 def _wrong(title: str, results: list[dict[str, Any]], *, passed: bool = False) -> list[str]:
-    """A paragraph for each rule that did not pass; with `passed`, for those that did, too."""
-    shown = [each for each in results if passed or each.get("status") != Status.PASS]
-    if not shown:
-        return []
-    lines = ["", f"**{title}**", ""]
-    for each in shown:
-        condition = CONDITIONS.get(str(each.get("condition")), "")
-        lines.append(f"- **{each.get('status')}** {_code(each.get('id'))}: {condition}")
+    """A paragraph for each rule that did not pass; with `passed`, for those that did, too.
+
+    Rules with one and the same thing to say (what was not run at all) say it together.
+    """
+    shown: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for each in results:
+        if passed or each.get("status") != Status.PASS:
+            told = tuple(str(each.get(key) or "") for key in ("status", "evidence", "fix"))
+            told += (str(each.get("id")),) if each.get("measured") or not told[1] else ()
+            shown.setdefault(told, []).append(each)
+    lines = ["", f"**{title}**", ""] if shown else []
+    for alike in shown.values():
+        first = alike[0]
+        condition = CONDITIONS.get(str(first.get("condition")), "") if len(alike) == 1 else ""
+        names = ", ".join(_code(each.get("id")) for each in alike)
+        lines.append(f"- **{first.get('status')}** {names}{': ' if condition else ''}{condition}")
         for label, key in (("found", "measured"), ("limit", "limit"), ("evidence", "evidence")):
-            if each.get(key):
-                lines.append(f"  - {label}: {_code(each[key])}")
-        if each.get("fix"):
-            lines.append(f"  - to mend it: {_code(each['fix'])}")
+            if first.get(key):
+                lines.append(f"  - {label}: {_code(first[key])}")
+        if first.get("fix"):
+            lines.append(f"  - to mend it: {_code(first['fix'])}")
     return lines
 
 
