@@ -159,7 +159,8 @@ def _verdict_beside(folder: Path, track: Track, level: Level) -> Verdict | None:
     from speedrun.errors import RecordError
     from speedrun.files import sha256_file
     from speedrun.verify.judge import LEVELS
-    from speedrun.verify.verdict import RULES_VERSION, verdict_from
+    from speedrun.verify.rules import files, hashes
+    from speedrun.verify.verdict import RULES_VERSION, Status, verdict_from
 
     path = folder.parent / "verdict.json"
     try:
@@ -173,6 +174,7 @@ def _verdict_beside(folder: Path, track: Track, level: Level) -> Verdict | None:
         return None
     fits = (
         verdict.manifest_sha256 == manifest
+        and {files(folder).status, hashes(folder).status} == {Status.PASS}
         and (verdict.track, verdict.track_version) == (track.name, track.version)
         and verdict.rules_version == RULES_VERSION
         and depth >= LEVELS.index(level.value)

@@ -218,16 +218,18 @@ def _first(*figures: Figure | float | None) -> float | None:
 
 
 def _stated(claims: Claims, kind: str) -> float | None:
-    """A plain figure at the top of a claim, the largest where several are about one thing."""
-    found = [
-        claim.figure.value
-        for claim in claims.figures
-        if claim.kind == kind
-        and len(claim.path) == 1
-        and not claim.is_early
-        and claim.summary in ("", "max")
-    ]
-    return max(found, default=None)
+    """A plain figure at the top of a claim, else the largest of its seeds."""
+    for summary in ("", "max"):
+        found = [
+            claim.figure.value
+            for claim in claims.figures
+            if (claim.kind, claim.summary) == (kind, summary)
+            and len(claim.path) == 1
+            and not claim.is_early
+        ]
+        if found:
+            return max(found)
+    return None
 
 
 def _text(claims: Claims, *keys: str) -> str:

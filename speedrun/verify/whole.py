@@ -32,8 +32,8 @@ def whole(folder: Path) -> RuleResult:
     if strange := strange_files(folder):
         return rule.result(False, evidence=f"{strange[0]}: only plain files and folders", fix=fix)
     try:
-        wrong = _wrong_files(folder)
-        wrong += _wrong_claims(read_claims(folder), {part: read_claims(part) for part in parts})
+        wrong = _wrong_claims(read_claims(folder), {part: read_claims(part) for part in parts})
+        wrong += _wrong_files(folder)
     except (OSError, SubmissionError) as error:
         return rule.result(False, f"{len(parts)} seeds", evidence=str(error), fix=fix)
     more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
