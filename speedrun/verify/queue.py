@@ -145,7 +145,7 @@ def read_result(folder: Path) -> Result | None:
         values["status"] = Status(values["status"])
         values["verdicts"] = tuple(values["verdicts"])
         result = Result(**values)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return result if result.schema_version == SCHEMA_VERSION else None
 
@@ -198,11 +198,12 @@ def _judge(submission: Path, order: Order) -> Result:
     else:
         # A name of its own, so that what a killed queue left is written over by the next one.
         written = place.with_name(f".{place.name}.judging")
+        written.parent.mkdir(parents=True, exist_ok=True)
         written.unlink(missing_ok=True)
         code, log = _run_judge(submission, written, order)
         try:
             verdicts, together, status = _read_verdicts(written)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             last = (log.strip().splitlines() or [f"{error}"])[-1]
             reason = (
                 f"not judged within {order.limit_s:g} s"
