@@ -66,7 +66,9 @@ def list_all(
     if as_json:
         print(json.dumps([dataclasses.asdict(record) for record in records], indent=2))
     elif records:
-        Console().print(records_table(records))
+        for name in dict.fromkeys(record.track for record in records):
+            mine = [record for record in records if record.track == name]
+            Console().print(records_table(mine, title=name))
     else:
         print(f"no records in {root} yet; `speedrun records add` files the first")
 

@@ -100,17 +100,18 @@ def update_readme(path: Path, table: str) -> None:
     write_atomic(path, f"{before}{BEGIN}\n{table}{END}{after}".encode())
 
 
-def records_table(records: Sequence[Record]) -> Table:
-    """For a terminal; best first."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("val_bpb", "record", "track", "author", "date", "status"):
-        table.add_column(heading, overflow="fold")
+def records_table(records: Sequence[Record], *, title: str = "") -> Table:
+    """For a terminal, best first; fits 80 columns, so the track goes into the title."""
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("val_bpb", "spread", "n", "record", "author", "date", "status"):
+        is_number = heading in ("val_bpb", "spread", "n")
+        table.add_column(heading, justify="right" if is_number else "left", overflow="fold")
     for record in _ranked(records):
-        track = f"{record.track} v{record.track_version}" if record.track_version else record.track
-        known = bool(record.seeds)
-        score = str(record.val_bpb) if known else f"{record.val_bpb.mean:.4f}"
-        cells = (score, record.slug, track, record.author, record.date, status_words(record))
-        table.add_row(*map(Text, cells))
+        found, num_seeds = record.val_bpb, len(record.seeds)
+        spread = f"{found.spread:.4f}" if num_seeds > 1 else ""
+        status = "withdrawn" if record.withdrawn else record.status.value
+        cells = (f"{found.mean:.4f}", spread, str(num_seeds or ""), record.slug, record.author)
+        table.add_row(*map(Text, (*cells, record.date, status)))
     return table
 
 

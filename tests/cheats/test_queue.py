@@ -21,16 +21,16 @@ ROOT = Path(speedrun.__file__).parents[1]
 HOSTILE = {
     "fork-bomb": ("fork_bomb", 1.0, "predictor"),
     "not-a-number": ("not_a_number", None, "distribution"),
-    "sleeper": ("sleeps_past_the_budget", 1.0, "evaluation-time"),
+    "too-sure": ("infinitely_sure", None, "distribution"),
     "half": ("answers_half", 1.0, "coverage"),
 }
 """Folder: predictor, claim (None: what it scores), and the rule that it does not pass."""
 
 
 def start(court: Court, queue: Path, out: Path, *words: str) -> subprocess.Popen[str]:
-    """The program, at level score, with two seconds for an evaluation."""
+    """The program, at level score."""
     track = out.with_name("track.toml")
-    track.write_text(tomli_w.dumps(court.track.to_dict() | {"eval_seconds": 20.0}))
+    track.write_text(tomli_w.dumps(court.track.to_dict() | {"eval_seconds": 300.0}))
     data = court.dataset.folder
     command = [sys.executable, "-m", "speedrun", "judge", str(queue), "--out", str(out)]
     command += ["--level", "score", "--track", str(track), "--data", str(data), *words]
