@@ -185,25 +185,26 @@ def _verdict_beside(folder: Path, track: Track, level: Level) -> Verdict | None:
 def _parent(parts: list[Part], based_on: Path | None) -> tuple[str, RunConfig] | None:
     """What the recipe is compared with, and its name.
 
-    The record that it builds on; else the recipe that its own extends; else the shipped recipe of
-    its name, if settings were changed in it; else nothing, which means the defaults.
+    The record that it builds on; else the shipped recipe of its name, if settings were changed in
+    it, or the one that this extends (without one: the defaults). A recipe of the user's own no
+    longer says what it extended: then the shipped one that differs from it in fewest settings.
     """
-    from speedrun.errors import ConfigError
-    from speedrun.recipes.load import diff_recipes, load_recipe, parent_of
+    from speedrun.recipes.load import diff_recipes, list_recipes, load_recipe, parent_of
     from speedrun.records.filing import recipe_of
+    from speedrun.records.submit_readme import NOT_TECHNIQUES
 
     if (recipe := recipe_of(parts[0].folder)) is None:
         return None
     if based_on is not None and (based_on / "recipe.toml").is_file():
         return f"the record {based_on.name}", load_recipe(str(based_on / "recipe.toml"))
-    try:
-        shipped = load_recipe(recipe.name)
-        changed = set(diff_recipes(shipped, recipe)) - {"seed", "train.budget_s"}
-        if changed:
-            return f"the shipped `{recipe.name}`", shipped
-        parent = parent_of(recipe.name)
-    except ConfigError:
-        return None
+    every = list_recipes()
+    own = next((each for each in every if each.name == recipe.name), None)
+    if own is None:
+        nearest = min(every, key=lambda each: len(diff_recipes(each, recipe)))
+        return f"`{nearest.name}`, the nearest of the shipped ones", nearest
+    if set(diff_recipes(own, recipe)) - {*NOT_TECHNIQUES}:
+        return f"the shipped `{own.name}`", own
+    parent = parent_of(own.name)
     return (f"`{parent}`, which it extends", load_recipe(parent)) if parent else None
 
 

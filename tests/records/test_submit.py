@@ -76,7 +76,8 @@ def test_the_readme_is_written_from_facts(written, folders):
     text = (written / "README.md").read_text()
     claim = json.loads((folders[1] / "submission" / "submission.json").read_text())
     assert f"| 43 | {claim['val_bpb']:.6f} | {claim['val_loss']:.6f} |" in text
-    # The recipe has no parent, so it is told against the defaults, with the words of config.py.
+    # A recipe of nobody is told against the nearest one, in the words of config.py.
+    assert "compared with `golf/baseline`, the nearest of the shipped ones" in text
     assert "| `model.width` | 512 | 16 | Channels of the residual stream |" in text
     assert "`seed`" not in text and "budget_s" not in text
     assert "| train | yes |" in text and "| pack | no |" in text and "**on the budget**" in text
