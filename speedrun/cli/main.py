@@ -9,7 +9,18 @@ from typing import Any
 import typer
 
 from speedrun import __version__
-from speedrun.cli import compress, data, pack, recipes, records, run, tracks, verify
+from speedrun.cli import (
+    compress,
+    data,
+    judge,
+    pack,
+    recipes,
+    records,
+    run,
+    submit,
+    tracks,
+    verify,
+)
 from speedrun.cli.signals import exit_cleanly
 from speedrun.errors import SpeedrunError
 
@@ -41,6 +52,16 @@ app.command(
     short_help="Judge a submission.",
     epilog="Example: speedrun verify runs/RUN/submission",
 )(verify.verify)
+app.command(
+    "submit",
+    short_help="Write the folder to hand in from one run for each seed.",
+    epilog="Example: speedrun submit runs/*/ --out submissions/mine",
+)(submit.submit)
+app.command(
+    "judge",
+    short_help="Judge a queue of submissions, unattended.",
+    epilog="Example: speedrun judge submissions --out judged --jobs 2",
+)(judge.judge)
 app.command(
     "compress",
     short_help="Compress a file with a submission's predictions.",
