@@ -150,20 +150,25 @@ class Ours:
 
 
 class Plain:
-    """What anybody would write: torch.compile where it can, SDPA, `torch.optim.Muon` and AdamW."""
+    """What anybody would write: torch.compile if asked, SDPA, `torch.optim.Muon` and AdamW."""
 
     def __init__(
-        self, run: RunConfig, model: GPT, batches: Batches, ranks: Ranks, like: Step
+        self,
+        run: RunConfig,
+        model: GPT,
+        batches: Batches,
+        ranks: Ranks,
+        *,
+        like: Step,
+        compiled: bool,
+        own_muon: bool = False,
     ) -> None:
-        claimed = claim_parameters(model)
-        matrices = [parameter for _, parameter in claimed.pop("matrix")]
-        others = [parameter for group in claimed.values() for _, parameter in group]
-        self.what = f"plain torch, {'compiled' if like.compiled else 'eager'}, torch.optim.Muon"
-        self.optimizers = [
-            torch.optim.Muon(matrices, lr=run.optim.matrix_lr),
-            torch.optim.AdamW(others, lr=run.optim.scalar_lr, fused=True),
-        ]
-        # As in `Step`: the same precision and micro-batches, so that only the code differs.
+        """`like` lends its precision and micro-batches; `own_muon` lends it our optimisers."""
+        self.what = (
+            f"plain torch, {'compiled' if compiled else 'eager'}, "
+            f"{'our Muon' if own_muon else 'torch.optim.Muon'}"
+        )
+        self.optimizers = build_optimizers(model, run.optim) if own_muon else _plain(model, run)
         self._read, self._micro_batches = model.read, like.micro_batches
         self._autocast: Callable[[], Any] = (
             nullcontext
@@ -171,9 +176,7 @@ class Plain:
             else lambda: torch.autocast(ranks.device.type, dtype=like.dtype)
         )
         self._loss: Callable[..., Tensor] = (
-            torch.compile(model.loss, fullgraph=True, dynamic=False)
-            if like.compiled
-            else model.loss
+            torch.compile(model.loss, fullgraph=True, dynamic=False) if compiled else model.loss
         )
         self.feed = Feed(batches, rank=ranks.rank, world=ranks.world, device=ranks.device)
 
@@ -215,14 +218,15 @@ def bench(
         lines = settle_fast_paths(run, ranks)
     with TemporaryDirectory() as folder, ExitStack() as stack:
         batches = open_batches([synthetic_shard(Path(folder), run)], run)
-        tables = _count(run, batches)
-        ours = Ours(run, _build(run, device, tables), batches, ranks)
+        tables = count_tables(run, batches)
+        ours = Ours(run, build_network(run, device, tables), batches, ranks)
         say(ours.step.description)
         contestants: dict[str, Callable[[], None]] = {"ours": ours}
         stack.enter_context(ours.feed)
         plain = None
         if compare:
-            plain = Plain(run, _build(run, device, tables), batches, ranks, ours.step)
+            network = build_network(run, device, tables)
+            plain = Plain(run, network, batches, ranks, like=ours.step, compiled=ours.step.compiled)
             stack.enter_context(plain.feed)
             contestants["plain"] = plain
         for name, advance in contestants.items():
@@ -232,7 +236,7 @@ def bench(
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         say(f"measuring {rounds} rounds of {STEPS_PER_ROUND} steps")
-        seconds = _take_turns(contestants, rounds, device)
+        seconds = take_turns(contestants, rounds, device)
         memory = _peak_memory(device)
         phases = _phases(ours, device)
         if profile is not None:
@@ -271,20 +275,22 @@ def project(phases_ms: dict[str, float], world: int) -> float:
     return split * world / PUBLISHED_GPUS + rest
 
 
-def _build(run: RunConfig, device: torch.device, tables: dict[str, Tensor]) -> GPT:
+def build_network(run: RunConfig, device: torch.device, tables: dict[str, Tensor]) -> GPT:
+    """The recipe's network with its starting weights, and tables from `count_tables`."""
     model = build_model(run.model, seed=run.seed)
     if model.ngram is not None:
         model.ngram.fill(tables)
     return model.to(device)
 
 
-def _count(run: RunConfig, batches: Batches) -> dict[str, Tensor]:
+def count_tables(run: RunConfig, batches: Batches) -> dict[str, Tensor]:
+    """What the network's n-gram table is filled with; nothing where it has none."""
     if not run.model.ngram_order:
         return {}
     return count_ngrams(np.concatenate(batches.earlier), run.count, run.model.vocab_size)
 
 
-def _take_turns(
+def take_turns(
     contestants: dict[str, Callable[[], None]], rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
     """Seconds of a step in each round."""
@@ -329,6 +335,16 @@ def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _plain(model: GPT, run: RunConfig) -> list[torch.optim.Optimizer]:
+    claimed = claim_parameters(model)
+    matrices = [parameter for _, parameter in claimed.pop("matrix")]
+    others = [parameter for group in claimed.values() for _, parameter in group]
+    return [
+        torch.optim.Muon(matrices, lr=run.optim.matrix_lr),
+        torch.optim.AdamW(others, lr=run.optim.scalar_lr, fused=True),
+    ]
 
 
 def _compare(what: str, seconds: dict[str, list[float]], run: RunConfig) -> Comparison:

@@ -70,13 +70,13 @@ def test_both_steps_train_and_the_report_is_whole(
 ) -> None:
     monkeypatch.setattr(measured, "matmul_flops", lambda device, dtype: 1e10)
     trained: list[Any] = []
-    build = measured._build
+    build = measured.build_network
 
     def remember(*rest: Any) -> Any:
         trained.append(build(*rest))
         return trained[-1]
 
-    monkeypatch.setattr(measured, "_build", remember)
+    monkeypatch.setattr(measured, "build_network", remember)
     run = load_recipe("golf/baseline", TINY)
     trace = tmp_path / "deep" / "trace.json"
     found = bench(run, Ranks(), rounds=1, compare=True, profile=trace)
