@@ -472,6 +472,8 @@ def _prove(question: Question, scored: Scored) -> RuleResult:
             evaluation=question.declared.evaluation,
             num_tokens=question.proof_tokens,
             rng=np.random.default_rng((question.probe_seed, 1)),
+            # Two small models share a processor well; a GPU may not hold two.
+            side_by_side=1 if found.kind == "adaptive" or question.track.num_gpus else 2,
             progress=question.shown("coding and decoding"),
         )
         text = compare_text(dataset, proof) if proof.is_decoded else None
