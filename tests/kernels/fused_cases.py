@@ -22,6 +22,7 @@ from torch import Tensor
 from speedrun.kernels.choose import choosing
 from speedrun.kernels.cross_entropy import (
     head_cross_entropy,
+    head_product,
     softcap_cross_entropy,
 )
 from speedrun.kernels.exclusive import exclude_own_value
@@ -244,3 +245,26 @@ def test_evaluation_takes_the_plain_path() -> None:
     plain = softcap_cross_entropy(logits, targets, 30.0)
     with choosing(frozenset({"cross_entropy"})), torch.inference_mode():
         assert torch.equal(softcap_cross_entropy(logits, targets, 30.0), plain)
+
+
+def has_8_bit_products() -> bool:
+    return DEVICE == "cpu" or torch.cuda.get_device_capability() >= (8, 9)
+
+
+@pytest.mark.skipif(not has_8_bit_products(), reason="this GPU has no 8-bit products")
+def test_the_8_bit_head_rounds_forwards_only() -> None:
+    x, weight = draw(32, 48, dtype=torch.bfloat16), draw(64, 48, dtype=torch.bfloat16, scale=0.02)
+    x = F.rms_norm(x, (48,)).requires_grad_()
+    weight.requires_grad_()
+    exact = F.linear(x, weight)
+    upstream = draw(32, 64, dtype=torch.bfloat16)
+    with choosing(frozenset({"fp8_head"})):
+        rounded = head_product(x, weight)
+        gradients = torch.autograd.grad(rounded, (x, weight), upstream)
+    error = ((rounded - exact).norm() / exact.norm()).item()
+    # Three bits after the point: each factor is off by 2^-5 on average, in a random direction.
+    assert 0.005 < error < 0.06
+    for mine, theirs in zip(
+        gradients, torch.autograd.grad(exact, (x, weight), upstream), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=2e-2, atol=2e-2)
