@@ -378,7 +378,8 @@ def _minify(source: str, name: str) -> str:
     import python_minifier
 
     # Triton compiles the source it finds: argument names and `tl.constexpr` belong to its language.
-    plain = "tl.constexpr" in source
+    # torch reads an operation's schema from its annotations.
+    plain = "tl.constexpr" in source or "custom_op(" in source
     try:
         # Hoisted literals make text shorter and its compressed form longer.
         return str(

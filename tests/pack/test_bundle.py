@@ -225,6 +225,11 @@ def test_triton_kernels_keep_their_signatures(package: Path) -> None:
     assert _minify(kernel, "speedrun.kernels.some") == expected
 
 
+def test_minifying_keeps_the_annotations_that_torch_reads() -> None:
+    operation = '@torch.library.custom_op("speedrun::some")\ndef some(x_NC: Tensor) -> Tensor:0\n'
+    assert "def some(x_NC:Tensor)->Tensor:0" in _minify(operation, "speedrun.kernels.some")
+
+
 def test_a_missing_entry_is_named(package: Path) -> None:
     with pytest.raises(PackError, match=r"speedrun\.nowhere"):
         build_bundle(RUN, entry_module="speedrun.nowhere", root=package)
