@@ -24,7 +24,7 @@ FLOORS = (
     {"bpb"},
     {"train", "pack"},
     {"verify", "standalone", "fitted"},
-    {"records"},
+    {"records", "measure"},
     {"cli"},
     {"__main__"},
 )

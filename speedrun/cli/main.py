@@ -10,8 +10,10 @@ import typer
 
 from speedrun import __version__
 from speedrun.cli import (
+    bench,
     compress,
     data,
+    doctor,
     judge,
     pack,
     recipes,
@@ -72,6 +74,16 @@ app.command(
     short_help="Give back a compressed file.",
     epilog="Example: speedrun decompress notes.txt.lm --model runs/RUN/submission",
 )(compress.decompress)
+app.command(
+    "bench",
+    short_help="Measure a recipe's step on this machine.",
+    epilog="Example: speedrun bench --recipe golf/baseline --compare",
+)(bench.bench)
+app.command(
+    "doctor",
+    short_help="Say whether this machine is ready, and what to mend.",
+    epilog="Example: speedrun doctor",
+)(doctor.doctor)
 app.add_typer(records.app, name="records")
 app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipes")

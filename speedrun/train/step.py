@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from speedrun.config import RunConfig, TrainConfig
 from speedrun.errors import ConfigError
@@ -30,6 +32,8 @@ class Step:
         """
         self.run, self.ranks, self.model = run, ranks, model
         self.optimizers = optimizers
+        # Names the phases of a step in a trace; `measure.bench` puts a stopwatch here.
+        self.phase: Callable[[str], AbstractContextManager[object]] = record_function
         self.parameters = list(model.parameters())
         self.micro_batches = _micro_batches(run, ranks)
         self.dtype = _autocast_dtype(run.train, ranks.device)
@@ -57,16 +61,19 @@ class Step:
         for part in zip(
             inputs.chunk(self.micro_batches), targets.chunk(self.micro_batches), strict=True
         ):
-            with self._autocast():
+            with self.phase("forward"), self._autocast():
                 loss = self.loss(*part, *self.model.read(*part)) / self.micro_batches
-            torch.autograd.backward(loss)
+            with self.phase("backward"):
+                torch.autograd.backward(loss)
             total += loss.detach()
-        self.ranks.average([total, *(p.grad for p in self.parameters if p.grad is not None)])
-        if self.run.optim.grad_clip:
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.run.optim.grad_clip)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        with self.phase("communication"):
+            self.ranks.average([total, *(p.grad for p in self.parameters if p.grad is not None)])
+        with self.phase("optimiser"):
+            if self.run.optim.grad_clip:
+                torch.nn.utils.clip_grad_norm_(self.parameters, self.run.optim.grad_clip)
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
         return total
 
     def _autocast(self) -> AbstractContextManager[object]:
