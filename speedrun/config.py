@@ -154,8 +154,12 @@ class OptimConfig:
     """Momentum at progress 0."""
     muon_momentum_warmup_frac: float = 0.04
     """Progress at which momentum arrives at its final value."""
+    newton_schulz: Literal["classic", "polar_express"] = "classic"
+    """Coefficients of the orthogonalisation: the same in each step, or the best for each."""
     newton_schulz_steps: int = 5
     """Iterations of the orthogonalisation."""
+    normalize_rows: bool = False
+    """Divide each row of a matrix's update by its length before the orthogonalisation."""
     muon_weight_decay: float = 0.0
     """Decoupled decay of matrices, times their scheduled learning rate."""
     adam_weight_decay: float = 0.0
@@ -213,21 +217,41 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AverageConfig:
-    """The weights that are packed are an exponential moving average of the trained ones."""
+    """Which weights are packed: the last ones, or an average of the trained ones."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     ema_decay: float = 0.0
-    """Decay per step; 0 packs the last weights."""
+    """Decay per step of an exponential moving average; 0: none."""
+    swa_every_steps: int = 0
+    """Average the weights after every so many steps instead, all alike; 0: do not."""
+    swa_window: int = 0
+    """Of these only the last so many; 0: all."""
     start_frac: float = 0.0
-    """Progress at which averaging starts, from the weights of that moment."""
+    """Progress at which averaging starts."""
+    choose: Literal["average", "best"] = "average"
+    """Pack the average; or whichever has fewer nats, the average or the last weights, on the
+    training batches that would come next, read on the clock in time that is kept for it."""
+    choose_batches: int = 4
+    """Batches that `best` reads with each of the two."""
 
     def __post_init__(self) -> None:
         _require(
             "average",
             {
                 "ema_decay must be in [0, 1)": 0 <= self.ema_decay < 1,
+                "ema_decay must be 0 where average.swa_every_steps is not": not (
+                    self.ema_decay and self.swa_every_steps
+                ),
+                "swa_every_steps must not be negative": self.swa_every_steps >= 0,
+                "swa_window must be 0 to 64, and 0 without average.swa_every_steps": 0
+                <= self.swa_window
+                <= 64 * bool(self.swa_every_steps),
                 "start_frac must be in [0, 1]": 0 <= self.start_frac <= 1,
+                "choose must be average where there is none (ema_decay, swa_every_steps)": bool(
+                    self.choose == "average" or self.ema_decay or self.swa_every_steps
+                ),
+                "choose_batches must be at least 1": self.choose_batches >= 1,
             },
             self,
         )
@@ -316,12 +340,16 @@ class TrainConfig:
     """Steps on synthetic tokens before the clock starts; all state is restored after them."""
     compile: Literal["auto", "yes", "no"] = "auto"
     """torch.compile the step; `auto` does so where a compiler is found."""
+    recompute: bool = False
+    """Keep only what enters each block and compute the rest again in the backward pass: less
+    memory, a third more work."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Autocast of the forward pass; `auto` takes bfloat16 on CUDA and on CPUs with bf16 matmuls."""
-    kernels: Literal["auto", "on", "off"] = "auto"
+    kernels: Literal["auto", "on", "off"] = "off"
     """Fused kernels and the way to compute attention: `auto` measures both on the GPU before the
     clock starts, and takes what is at least 5 % faster than torch.compile's own; `on` takes every
-    kernel that agrees with its plain twin; `off` ships none of them. On a CPU there are none."""
+    kernel that agrees with its plain twin; `off` ships none of them, 6 kB of code. On a CPU there
+    are none."""
     fp8_head: bool = False
     """Multiply by the output matrix in 8-bit floats while training, on GPUs that can."""
     validate_every_s: float = 0.0
@@ -364,6 +392,8 @@ class QuantConfig:
     """Quantiles of a row's magnitudes to try as the largest kept; least squared error wins."""
     clip_deviations: float = 0.0
     """Keep so many standard deviations of each row instead; 0 searches."""
+    qat_start_frac: float = 1.0
+    """Progress from which training sees weights as they will be rounded; 1: it never does."""
     method: Literal["nearest", "gptq", "fit"] = "nearest"
     """Round to the nearest code; or so that a layer's outputs change least; or choose every step so
     that the least is lost in the bytes that there are. The last two look at calibration batches."""
@@ -395,6 +425,10 @@ class QuantConfig:
                 "clip_candidates must be quantiles in (0, 1]": bool(self.clip_candidates)
                 and all(0 < quantile <= 1 for quantile in self.clip_candidates),
                 "clip_deviations must not be negative": self.clip_deviations >= 0,
+                "qat_start_frac must be in [0, 1], and 1 with codes of one or two bits": (
+                    0 <= self.qat_start_frac <= 1
+                    and (self.qat_start_frac == 1 or min(self.matrix_bits, self.embedding_bits) > 2)
+                ),
                 "calibration_s must not be negative": self.calibration_s >= 0,
                 "calibration_batches must be at least 1": self.calibration_batches >= 1,
                 "margin_bytes must not be negative": self.margin_bytes >= 0,

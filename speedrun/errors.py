@@ -33,6 +33,14 @@ class TrainError(SpeedrunError):
     """Training went wrong: the loss is not a number any more."""
 
 
+class ReplicaError(TrainError):
+    """Ranks that should hold the same weights do not."""
+
+
+class RankLostError(TrainError):
+    """A process of the run died, or did not come."""
+
+
 class CheckpointError(SpeedrunError):
     """A checkpoint is damaged or belongs to another run."""
 

@@ -6,14 +6,34 @@ One process per device, started by torchrun or alone. Everything here is a no-op
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from speedrun.errors import ConfigError
+
+# Renamed in torch 2.13; under the old names they do the same, with a warning.
+_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+class Message(NamedTuple):
+    """A tensor that is under way while this rank computes."""
+
+    result: Tensor
+    work: Any = None
+    """What to wait for; None if it is there."""
+
+    def wait(self) -> Tensor:
+        """The tensor, once it has come; on a GPU, what is queued after this will find it."""
+        if self.work is not None:
+            self.work.wait()
+        return self.result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,20 +94,51 @@ class Ranks:
         dist.broadcast(shared, src=0)
         return tuple(shared.tolist())
 
-    def average(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each tensor by its mean over ranks, in one flat message per dtype."""
-        if self.world == 1:
-            return
-        by_dtype: dict[torch.dtype, list[Tensor]] = {}
-        for tensor in tensors:
-            by_dtype.setdefault(tensor.dtype, []).append(tensor)
-        for members in by_dtype.values():
-            flat = torch.cat([tensor.flatten() for tensor in members])
+    def spread(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by rank 0's."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def total(self, flat: Tensor) -> None:
+        """Replace a tensor by its sum over ranks, to the bit the same on all of them."""
+        if self.world > 1:
             dist.all_reduce(flat)
-            flat /= self.world
-            pieces = torch.split(flat, [tensor.numel() for tensor in members])
-            for tensor, piece in zip(members, pieces, strict=True):
-                tensor.copy_(piece.view_as(tensor))
+
+    def scatter_sums(self, stack: Tensor) -> Message:
+        """Send off a stack of one slice per rank; what comes is the sum of everybody's own slice.
+
+        Shapes
+            stack   (world * n, ...)  must stay as it is until the message is there
+            result  (n, ...)          alone, the stack itself
+        """
+        if self.world == 1:
+            return Message(stack)
+        mine = torch.empty_like(stack[: len(stack) // self.world])
+        return Message(mine, _scatter(mine, stack, async_op=True))
+
+    def gather(self, mine: Tensor) -> Message:
+        """Send off this rank's slice; what comes is the stack of everybody's, in their order.
+
+        Shapes
+            mine    (n, ...)          must stay as it is until the message is there
+            result  (world * n, ...)  alone, `mine` itself
+        """
+        if self.world == 1:
+            return Message(mine)
+        stack = mine.new_empty(self.world * len(mine), *mine.shape[1:])
+        return Message(stack, _gather(stack, mine, async_op=True))
+
+    def collect(self, number: int) -> list[int]:
+        """Every rank's 64-bit number, on every rank."""
+        mine = torch.tensor([number], device=self.device)
+        return [int(value) for value in self.gather(mine).wait().tolist()]
+
+    def peak_memory_bytes(self) -> int:
+        """The most memory that this process has held: of its GPU, or of the machine."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return peak_resident_bytes()
 
     def synchronize(self) -> None:
         """Wait until the device has done what was queued; only then does a clock mean much."""
@@ -103,3 +154,13 @@ class Ranks:
 def visible_world() -> int:
     """Processes that a run on this machine would have: one per GPU, or one."""
     return max(torch.cuda.device_count(), 1)
+
+
+def peak_resident_bytes() -> int:
+    """The most of the machine's memory that this process has held; 0 where nobody counts."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

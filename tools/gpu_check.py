@@ -196,7 +196,7 @@ def main() -> None:
     report: dict[str, Any] = {"machine": describe_machine(), "device": str(ranks.device)}
     parts: dict[str, Callable[[], Any]] = {}
     runs = [
-        load_recipe(name, arguments.overrides)
+        load_recipe(name, ['train.kernels="auto"', *arguments.overrides])
         for name in arguments.recipe or ["golf/baseline", "golf/partial-rope"]
     ]
     # What is most worth knowing comes first, in case the time is cut short.

@@ -9,7 +9,7 @@ import torch
 from speedrun.config import RunConfig
 from speedrun.model.gpt import GPT
 from speedrun.pack.bundle import build_bundle
-from speedrun.pack.weights import EMBEDDINGS
+from speedrun.quant.rows import code_bits
 from speedrun.ranks import visible_world
 from speedrun.tracks.load import Track
 
@@ -23,12 +23,12 @@ ACTIVATION_COPIES = {"residual": 18, "mlp": 4, "logits": 3}
 """Tensors that one layer (the head: once) keeps for the backward pass, by their width."""
 
 
-def plan_run(run: RunConfig, track: Track) -> dict[str, Any]:
+def plan_run(run: RunConfig, track: Track, num_processes: int | None = None) -> dict[str, Any]:
     """Plain figures for `--dry-run`; estimates say so in their names."""
     with torch.device("meta"):
         parameters = dict(GPT(run.model).named_parameters())
     count = sum(parameter.numel() for parameter in parameters.values())
-    world = visible_world()
+    world = num_processes or visible_world()
     return {
         "recipe": run.name,
         "track": track.name,
@@ -62,10 +62,10 @@ def _estimate_model_bytes(run: RunConfig, parameters: dict[str, torch.nn.Paramet
     """Of `model.srz`, from the bits that each tensor will have."""
     total_bits = float(COUNTED_ENTRY_BITS * sum(run.count.entries))
     for name, parameter in parameters.items():
-        if parameter.ndim < 2 or parameter.numel() <= run.quant.small_tensor_limit:
+        bits = code_bits(name, parameter, run.quant)
+        if not bits:
             total_bits += 16 * parameter.numel()
             continue
-        bits = run.quant.embedding_bits if name.endswith(EMBEDDINGS) else run.quant.matrix_bits
         rows = parameter.numel() // parameter.shape[-1]
         total_bits += parameter.numel() * max(bits - ENTROPY_SAVING_BITS, 1) + 16 * rows
     return round(total_bits / 8)

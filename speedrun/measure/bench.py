@@ -135,8 +135,8 @@ class Ours:
     """The trainer's own step, with everything that the loop does around it."""
 
     def __init__(self, run: RunConfig, model: GPT, batches: Batches, ranks: Ranks) -> None:
-        self.optimizers = build_optimizers(model, run.optim)
-        self.average = WeightAverage(model, run.average.ema_decay, run.average.start_frac)
+        self.optimizers = build_optimizers(model, run.optim, ranks)
+        self.average = WeightAverage(model, run.average)
         self.step = Step(model, self.optimizers, run, ranks)
         self.feed = Feed(batches, rank=ranks.rank, world=ranks.world, device=ranks.device)
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from speedrun.config import ModelConfig
 from speedrun.kernels.cross_entropy import (
@@ -83,11 +84,17 @@ class GPT(nn.Module):
             facts += tuple(fact.to(ids_BT.device) for fact in evidence)
         return facts
 
-    def loss(self, ids_BT: Tensor, targets_BT: Tensor, *facts: Tensor) -> Tensor:
-        """Mean nats of `targets_BT` (B, T) int64, a float32 scalar; `facts` come from `read`."""
+    def loss(
+        self, ids_BT: Tensor, targets_BT: Tensor, *facts: Tensor, recompute: bool = False
+    ) -> Tensor:
+        """Mean nats of `targets_BT` (B, T) int64, a float32 scalar; `facts` come from `read`.
+
+        With `recompute` each block keeps its input only and runs again in the backward pass.
+        """
         length = self.config.block_length or ids_BT.size(1)
         blocks = ids_BT.reshape(-1, length)
-        hidden_NC = rms_norm(self.run_blocks(self.embed(blocks))).flatten(0, 1)
+        hidden_BTC = self.run_blocks(self.embed(blocks), recompute=recompute)
+        hidden_NC = rms_norm(hidden_BTC).flatten(0, 1)
         targets_N, cap = targets_BT.flatten(), self.config.logit_softcap
         if not facts and self.training:
             return head_cross_entropy(hidden_NC, self.head_weight, targets_N, cap)
@@ -128,7 +135,7 @@ class GPT(nn.Module):
         x_BTC = rms_norm(x_BTC)
         return x_BTC if self.smear is None else self.smear(x_BTC)
 
-    def run_blocks(self, x_BTC: Tensor) -> Tensor:
+    def run_blocks(self, x_BTC: Tensor, *, recompute: bool = False) -> Tensor:
         """All layers with their long skips: (B, T, C) -> (B, T, C)."""
         config = self.config
         num_tokens = x_BTC.size(1)
@@ -146,7 +153,10 @@ class GPT(nn.Module):
                 x_BTC = (
                     x_BTC + self.skip_weights[layer - num_encoders].to(x_BTC.dtype) * skips.pop()
                 )
-            x_BTC = block(x_BTC, first_BTC, rotary)
+            if recompute:
+                x_BTC = checkpoint(block, x_BTC, first_BTC, rotary, use_reentrant=False)
+            else:
+                x_BTC = block(x_BTC, first_BTC, rotary)
             if layer < num_encoders:
                 skips.append(x_BTC)
         return x_BTC

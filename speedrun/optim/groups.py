@@ -8,7 +8,9 @@ from torch import nn
 
 from speedrun.config import OptimConfig
 from speedrun.errors import ConfigError
+from speedrun.kernels.newton_schulz import CLASSIC, POLAR_EXPRESS
 from speedrun.optim.muon import Muon
+from speedrun.ranks import Ranks
 
 CLAIMS: dict[str, tuple[str, ...]] = {
     "embedding": ("tok_emb.weight", "*.embed.weight"),
@@ -32,6 +34,9 @@ CLAIMS: dict[str, tuple[str, ...]] = {
 }
 """Group -> shell patterns of its parameters' names. `matrix` goes to Muon, the others to AdamW;
 each reads its learning rate from `optim.<group>_lr`."""
+
+
+COEFFICIENTS = {"classic": CLASSIC, "polar_express": POLAR_EXPRESS}
 
 
 def claim_parameters(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
@@ -61,9 +66,12 @@ def claim_parameters(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter
     return claimed
 
 
-def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    model: nn.Module, config: OptimConfig, ranks: Ranks | None = None
+) -> list[torch.optim.Optimizer]:
     """AdamW for tables, head and scalars, Muon for matrices, in this order; either may be absent.
 
+    With `ranks` Muon shares its work among them; AdamW takes gradients that are summed already.
     Each parameter group also has `name`, `base_lr` (what the schedule multiplies) and `is_muon`.
 
     Raises
@@ -102,6 +110,9 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
                 momentum=config.muon_momentum,
                 weight_decay=config.muon_weight_decay,
                 steps=config.newton_schulz_steps,
+                coefficients=COEFFICIENTS[config.newton_schulz],
+                normalize_rows=config.normalize_rows,
+                ranks=ranks or Ranks(),
             )
         )
     return optimizers

@@ -1,26 +1,52 @@
 """Muon: momentum whose matrix is made orthogonal before it is applied."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from speedrun.kernels.newton_schulz import newton_schulz
+from speedrun.kernels.newton_schulz import CLASSIC, Coefficients, matmul_dtype, newton_schulz
+from speedrun.ranks import Message, Ranks
+
+
+@dataclass(slots=True)
+class _Stack:
+    """Matrices of one group and shape, which move together."""
+
+    group: dict[str, Any]
+    matrices: list[Tensor]
+    share: int
+    """Matrices of a rank: the last ones may have fewer, or none."""
+    mine: slice
+    """Places in `matrices` of those that this rank makes orthogonal."""
+    message: Message | None = None
+    """The gradients' sum over ranks for `mine`, and zeros beyond the last matrix."""
 
 
 class Muon(torch.optim.Optimizer):
     """For matrices inside a network; tables, vectors and heads want AdamW.
 
     Per matrix W (rows, cols) with gradient G: M <- momentum M + G; U = G + momentum M;
-    W <- (1 - lr weight_decay) W - lr sqrt(max(1, rows / cols)) orthogonal(U).
+    W <- (1 - lr weight_decay) W - lr sqrt(max(1, rows / cols)) orthogonal(U). With
+    `normalize_rows` each row of U is divided by its length first.
 
-    Matrices of one shape are orthogonalised together. Momentum has the gradient's dtype and is in
-    the state dict, so training resumes exactly.
+    Matrices of one shape are orthogonalised together, and with several `ranks` each does its share
+    of them: gradients go to the owner of a matrix, where they are summed, and its update comes
+    back, as many messages as there are shapes under way at once. A compiled backward pass hands
+    over all its gradients when it ends, so there is nothing to overlap with it; AdamW runs while
+    they travel, and each shape's orthogonalisation while the next ones do.
+
+    Momentum is kept in full by every rank, though only the owner's part is up to date: see
+    `complete_state`. So a state dict is the same for any number of ranks.
 
     Source
         Keller Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; scale and decay as in
-        the parameter-golf scripts.
+        the parameter-golf scripts. Shares: its PR #549, there with momentum rounded to bfloat16.
+        Rows: MuonEq-R, its PR #1285.
     """
 
     def __init__(
@@ -31,37 +57,129 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         steps: int = 5,
+        coefficients: Coefficients = CLASSIC,
+        normalize_rows: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "steps": steps}
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, defaults)
-        for parameter in (p for group in self.param_groups for p in group["params"]):
-            assert parameter.ndim == 2, f"Muon is for matrices, not {tuple(parameter.shape)}"
+        self.steps, self.coefficients, self.normalize_rows = steps, coefficients, normalize_rows
+        self.ranks = ranks or Ranks()
+        self._direction: Callable[..., Tensor] = self._make_direction
+        self._apply: Callable[..., None] = _apply
+        self._stacks = [
+            stack for group in self.param_groups for stack in _stacks(group, self.ranks)
+        ]
+
+    def compile(self) -> None:
+        """Compile the arithmetic into one graph for each shape; what travels stays outside."""
+        self._direction = torch.compile(self._make_direction, fullgraph=True, dynamic=False)
+        self._apply = torch.compile(_apply, fullgraph=True, dynamic=False)
+
+    @torch.no_grad()
+    def send_gradients(self) -> None:
+        """Send each rank the gradients that are its to sum, the largest stack first."""
+        for stack in self._stacks:
+            grads = [matrix.grad for matrix in stack.matrices if matrix.grad is not None]
+            if not grads:
+                continue
+            assert len(grads) == len(stack.matrices), "some matrices of a shape have no gradient"
+            padding = stack.share * self.ranks.world - len(grads)
+            grads += [torch.zeros_like(grads[0])] * padding
+            stack.message = self.ranks.scatter_sums(torch.stack(grads))
+
+    def gradients(self) -> list[Tensor]:
+        """This rank's share of the summed gradients, once they are there; may be scaled in place.
+
+        Every matrix has one owner, so over all ranks these are all the gradients.
+        """
+        received = []
+        for stack in self._stacks:
+            if stack.message is not None:
+                # Taken out, because gloo writes the result again whenever it is waited for.
+                stack.message = Message(stack.message.wait())
+                received.append(stack.message.result)
+        return received
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update every matrix that has a gradient."""
+        """Update every matrix that has a gradient, here and on all other ranks."""
         assert closure is None, "Muon does not evaluate the loss again"
-        for group in self.param_groups:
-            by_shape: dict[torch.Size, list[Tensor]] = {}
-            for matrix in group["params"]:
-                if matrix.grad is not None:
-                    by_shape.setdefault(matrix.shape, []).append(matrix)
-            for matrices in by_shape.values():
-                self._update(group, matrices)
+        if all(stack.message is None for stack in self._stacks):
+            self.send_gradients()
+        coming: list[tuple[_Stack, Message]] = []
+        for stack in self._stacks:
+            if stack.message is None:
+                continue
+            buffer = self._momentum(stack)[stack.mine]
+            grads = stack.message.wait()[: len(buffer)]
+            stack.message = None
+            # Tensors, because a compiled graph would be compiled anew for every other number.
+            if len(buffer):
+                updates = self._direction(grads, buffer, torch.tensor(stack.group["momentum"]))
+            else:
+                updates = grads.to(matmul_dtype(grads.device.type))
+            if padding := stack.share - len(buffer):
+                updates = torch.cat((updates, updates.new_zeros(padding, *updates.shape[1:])))
+            coming.append((stack, self.ranks.gather(updates)))
+        for stack, message in coming:
+            rows, cols = stack.matrices[0].shape
+            rate = stack.group["lr"]
+            keep = torch.tensor(1 - rate * stack.group["weight_decay"])
+            rate = torch.tensor(rate * max(1, rows / cols) ** 0.5)
+            self._apply(stack.matrices, message.wait(), keep, rate)
 
-    def _update(self, group: dict[str, Any], matrices: list[Tensor]) -> None:
-        grads = [matrix.grad for matrix in matrices if matrix.grad is not None]
-        for matrix, grad in zip(matrices, grads, strict=True):
-            if "momentum_buffer" not in self.state[matrix]:
-                self.state[matrix]["momentum_buffer"] = torch.zeros_like(grad)
-        buffers = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
-        torch._foreach_mul_(buffers, group["momentum"])
-        torch._foreach_add_(buffers, grads)
-        nesterov = torch._foreach_add(grads, buffers, alpha=group["momentum"])
-        updates = newton_schulz(torch.stack(nesterov), group["steps"]).to(matrices[0].dtype)
-        rows, cols = matrices[0].shape
-        if group["weight_decay"]:
-            torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(
-            matrices, updates.unbind(), alpha=-group["lr"] * max(1, rows / cols) ** 0.5
-        )
+    def complete_state(self) -> None:
+        """Bring momentum up to date on every rank, before the state dict is saved; all must call.
+
+        Alone there is nothing to do.
+        """
+        if self.ranks.world == 1:
+            return
+        for stack in self._stacks:
+            buffer = self._momentum(stack)
+            mine = buffer[stack.mine]
+            padded = buffer.new_zeros(stack.share, *buffer.shape[1:])
+            padded[: len(mine)] = mine
+            buffer.copy_(self.ranks.gather(padded).wait()[: len(buffer)])
+
+    def _momentum(self, stack: _Stack) -> Tensor:
+        """(matrices, rows, cols), under the name of the first matrix in the state dict."""
+        state = self.state[stack.matrices[0]]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(
+                stack.matrices[0].expand(len(stack.matrices), -1, -1),
+                memory_format=torch.contiguous_format,
+            )
+        buffer: Tensor = state["momentum_buffer"]
+        return buffer
+
+    def _make_direction(self, grads: Tensor, buffer: Tensor, momentum: Tensor) -> Tensor:
+        """Take gradients (n, rows, cols) into their momentum; returns orthogonal updates."""
+        buffer.mul_(momentum).add_(grads)
+        updates = grads + momentum * buffer
+        if self.normalize_rows:
+            updates = updates / updates.norm(dim=-1, keepdim=True).clamp_min(1e-7)
+        return newton_schulz(updates, self.steps, coefficients=self.coefficients)
+
+
+def _apply(matrices: list[Tensor], updates: Tensor, keep: Tensor, rate: Tensor) -> None:
+    """matrices <- keep matrices - rate updates; updates (n or more, rows, cols) of any dtype."""
+    moves = (updates.to(matrices[0].dtype) * rate).unbind()[: len(matrices)]
+    torch._foreach_mul_(matrices, keep)
+    torch._foreach_sub_(matrices, moves)
+
+
+def _stacks(group: dict[str, Any], ranks: Ranks) -> list[_Stack]:
+    """A group's matrices by shape, largest stack first, shared among ranks."""
+    by_shape: dict[torch.Size, list[Tensor]] = {}
+    for matrix in group["params"]:
+        assert matrix.ndim == 2, f"Muon is for matrices, not {tuple(matrix.shape)}"
+        by_shape.setdefault(matrix.shape, []).append(matrix)
+    stacks = []
+    for matrices in by_shape.values():
+        num = len(matrices)
+        share = -(-num // ranks.world)
+        first = min(ranks.rank * share, num)
+        stacks.append(_Stack(group, matrices, share, slice(first, min(first + share, num))))
+    return sorted(stacks, key=lambda stack: -stack.matrices[0].numel() * len(stack.matrices))

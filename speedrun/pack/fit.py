@@ -18,12 +18,12 @@ from torch import Tensor
 
 from speedrun.config import QuantConfig
 from speedrun.errors import PackError, QuantError
-from speedrun.pack.weights import Rounded, Rows, is_rounded, round_weights, write_weights
+from speedrun.pack.weights import Rounded, Rows, round_weights, write_weights
 from speedrun.quant.balance import Balance, balance, on_grid, spread
 from speedrun.quant.calibration import Calibration
 from speedrun.quant.gptq import Feedback, feedback_of, gptq_rows, one_thread
 from speedrun.quant.low_rank import low_rank
-from speedrun.quant.rows import codes_of
+from speedrun.quant.rows import codes_of, is_rounded
 
 FILLED = 0.998
 """Share of the cap that ends the search."""

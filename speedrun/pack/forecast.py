@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from speedrun.config import QuantConfig
-from speedrun.pack.weights import Rows, is_rounded, pack_weights, round_weights, write_weights
+from speedrun.pack.weights import Rows, pack_weights, round_weights, write_weights
+from speedrun.quant.rows import is_rounded
 
 _SAMPLE = 1 << 16  # weights of each tensor that are rounded
 

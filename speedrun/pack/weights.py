@@ -14,9 +14,7 @@ from speedrun.pack import codecs
 from speedrun.pack.container import RAW_LIMIT_BYTES, Section, read_container, write_container
 from speedrun.quant.clip import deviation_clip, search_clip
 from speedrun.quant.few_bits import binary_rows, ternary_clip
-from speedrun.quant.rows import dequantize_rows, quantize_rows
-
-EMBEDDINGS = ("tok_emb.weight", "lm_head.weight", "embed.weight")
+from speedrun.quant.rows import code_bits, dequantize_rows, quantize_rows
 
 
 class Rows(NamedTuple):
@@ -56,12 +54,6 @@ def pack_weights(weights: dict[str, Tensor], quant: QuantConfig, meta: dict[str,
     return write_weights(round_weights(weights, quant), quant.codec, meta)
 
 
-def is_rounded(weight: Tensor, quant: QuantConfig) -> bool:
-    """Whether a tensor becomes rows of codes; small ones and vectors do not."""
-    large = weight.ndim >= 2 and weight.numel() > quant.small_tensor_limit
-    return large and weight.is_floating_point()
-
-
 def round_weights(weights: dict[str, Tensor], quant: QuantConfig) -> Rounded:
     """Round each tensor as `quant` says: to rows of codes if it is large, to float16 if not."""
     rounded: Rounded = {}
@@ -74,10 +66,10 @@ def round_weights(weights: dict[str, Tensor], quant: QuantConfig) -> Rounded:
             raise PackError(f"weight {name!r} holds {weight.dtype}, which cannot be packed")
         # float64 would keep digits that no format below has.
         weight = weight.to("cpu", torch.float32)
-        if not is_rounded(weight, quant):
+        bits = code_bits(name, weight, quant)
+        if not bits:
             rounded[name] = _half(name, weight)
             continue
-        bits = quant.embedding_bits if name.endswith(EMBEDDINGS) else quant.matrix_bits
         matrix = weight.reshape(-1, weight.shape[-1])
         try:
             codes, scales = _round(matrix, bits, quant)

@@ -5,10 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from speedrun.config import QuantConfig
 from speedrun.errors import QuantError
 
+EMBEDDINGS = ("tok_emb.weight", "lm_head.weight", "embed.weight")
+"""Ends of the names of the tensors that have `quant.embedding_bits`."""
 SMALLEST_SCALE = 2.0**-24  # the smallest positive float16
 LARGEST_SCALE = 65_504.0
+
+
+def is_rounded(weight: Tensor, quant: QuantConfig) -> bool:
+    """Whether a tensor becomes rows of codes; small ones and vectors do not."""
+    large = weight.ndim >= 2 and weight.numel() > quant.small_tensor_limit
+    return large and weight.is_floating_point()
+
+
+def code_bits(name: str, weight: Tensor, quant: QuantConfig) -> int:
+    """Bits of the codes that a tensor is rounded to; 0 if it is not."""
+    if not is_rounded(weight, quant):
+        return 0
+    return quant.embedding_bits if name.endswith(EMBEDDINGS) else quant.matrix_bits
 
 
 def max_code(bits: int) -> int:

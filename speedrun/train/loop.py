@@ -6,7 +6,8 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -15,20 +16,22 @@ from speedrun.clock import Clock
 from speedrun.config import RunConfig
 from speedrun.data.batches import Batches
 from speedrun.data.feed import Feed
-from speedrun.errors import BudgetError, TrainError
+from speedrun.errors import BudgetError, CheckpointError, TrainError
 from speedrun.model.gpt import GPT
 from speedrun.model.init import build_model
 from speedrun.optim.averaging import WeightAverage
 from speedrun.optim.groups import build_optimizers
+from speedrun.optim.muon import Muon
 from speedrun.ranks import Ranks
+from speedrun.train.choose import choose, rehearse_choice
 from speedrun.train.count import count_in_time, rehearse
 from speedrun.train.log import RunLog
 from speedrun.train.pace import Pace
+from speedrun.train.replicas import check_replicas
 from speedrun.train.step import Step
 from speedrun.train.warmup import warm_up
+from speedrun.train.word import Speaker, Word
 
-STOP = -1.0
-"""Progress that rank 0 broadcasts to end the run."""
 ALWAYS_LOGGED_STEPS = 10
 
 
@@ -78,28 +81,34 @@ def train(
     """Train `run` until `clock`'s budget is spent, `train.max_steps` are done or `should_stop`.
 
     The budget is never exceeded: no step starts that might not fit, and a step that outlasts the
-    budget all the same is thrown away, with its time booked as discarded.
+    budget all the same is thrown away, with its time booked as discarded. All ranks call this, do
+    what rank 0 says, and return the same weights; rank 0 alone writes.
 
     Raises
         BudgetError: not even one step fits.
-        TrainError: the loss is NaN or infinite.
+        TrainError: the loss is NaN or infinite, or one sequence does not fit into memory.
+        ReplicaError: the ranks' weights drifted apart.
+        CheckpointError: the checkpoint is damaged, of another run, or not the same on all ranks.
     """
     with clock.phase("set-up"):
         model = build_model(run.model, seed=run.seed).to(ranks.device)
-        optimizers = build_optimizers(model, run.optim)
-        average = WeightAverage(model, run.average.ema_decay, run.average.start_frac)
+        optimizers = build_optimizers(model, run.optim, ranks)
+        average = WeightAverage(model, run.average)
         if run.train.kernels != "off":
             from speedrun.train.fast_paths import settle_fast_paths
 
             for line in settle_fast_paths(run, ranks):
                 log.line(line)
-        step_once = Step(model, optimizers, run, ranks)
+        step_once = Step(model, optimizers, run, ranks, log.line)
+        state = _State(model, optimizers, average)
         log.line(f"model_params:{sum(p.numel() for p in model.parameters())}")
         log.line(step_once.description)
     with clock.phase("warm-up", steps=run.train.warmup_steps):
         rehearsal_s = rehearse(run, clock) if model.ngram is not None else 0.0
-        pace = Pace(*ranks.broadcast(warm_up(model, optimizers, step_once, run, ranks, clock)))
-        restored = checkpoints.restore(model, optimizers, average) if checkpoints else None
+        step_s = warm_up(model, optimizers, step_once, run, ranks, clock)
+        choice_s = rehearse_choice(step_once, run, ranks, clock)
+        pace = Pace(*ranks.broadcast(step_s, choice_s))
+        restored = _restore(checkpoints, state, ranks)
     done = restored or 0
     if restored is not None:
         log.line(f"resumed:step:{done} train_time:{1000 * clock.elapsed_s:.0f}ms")
@@ -111,66 +120,78 @@ def train(
             counted = count_in_time(model.ngram, batches.earlier, run, clock, ranks, rehearsal_s)
             booked["tokens"] = counted
             log.line(f"counted_tokens:{counted} train_time:{1000 * clock.elapsed_s:.0f}ms")
-    begun_s = last_saved_s = last_validated_s = clock.elapsed_s
+    begun_s = last_validated_s = clock.elapsed_s
     kept = {name: tensor.clone() for name, tensor in average.weights().items()}
+    speaker = Speaker(run.train, clock, ranks, pace, should_stop, can_save=checkpoints is not None)
+    is_kept, taken = True, done
     feed = Feed(batches, rank=ranks.rank, world=ranks.world, device=ranks.device, step=done)
-    with feed, clock.phase("train", on_budget=True, steps=done) as booked:
-        # From here on only kept steps are on the budget: no log line, no stall, no broken step.
-        clock.keep(begun_s)
-        while True:
-            may_go_on = done < run.train.max_steps and pace.fits(clock.remaining_s)
-            # Every rank obeys rank 0's reading: with a clock each, learning rates would differ in
-            # the last digits and the copies of the weights would drift apart.
-            progress, is_signalled = ranks.broadcast(
-                max(clock.progress, done / run.train.max_steps) if may_go_on else STOP,
-                should_stop(),
-            )
-            if progress == STOP or is_signalled:
-                break
-            started_s = clock.elapsed_s
-            inputs, targets = feed.next()
-            loss = step_once(inputs, targets, progress)
-            average.update(progress)
-            ranks.synchronize()
-            nats = float(loss)
-            if not math.isfinite(nats):
-                raise TrainError(
-                    f"step {done + 1}: the loss is {nats} nats, expected a number; lower the "
-                    "learning rates (optim.*_lr) or set optim.grad_clip, then start a new run"
-                )
-            (elapsed_s,) = ranks.broadcast(clock.elapsed_s)
-            pace.record(elapsed_s - started_s)
-            if elapsed_s > clock.budget_s:
-                booked["discarded_steps"] = 1
-                break
-            done += 1
-            booked["steps"] = done
-            clock.keep(elapsed_s)
-            torch._foreach_copy_(list(kept.values()), list(average.weights().values()))
-            log.on_step(progress, elapsed_s, nats)
-            if done <= ALWAYS_LOGGED_STEPS or done % run.train.log_every_steps == 0:
-                _log_step(log, run, done, progress, nats, elapsed_s)
-            if not ranks.is_main:
-                continue
-            if checkpoints and _is_due(run.train.checkpoint_every_s, elapsed_s, last_saved_s):
-                last_saved_s = elapsed_s
-                with clock.phase("checkpoint", step=done):
-                    checkpoints.save(done, model, optimizers, average)
-            if validate and _is_due(run.train.validate_every_s, elapsed_s, last_validated_s):
-                last_validated_s = elapsed_s
-                with clock.phase("validate", step=done):
-                    validate(model, done)
-    interrupted = bool(is_signalled)
-    if not done and not interrupted:
-        raise _too_short(clock, pace)
+    with feed:
+        with clock.phase("train", on_budget=True, steps=done) as booked:
+            # From here on only kept steps are on the budget: no log line, stall or broken step.
+            clock.keep(begun_s)
+            word = Word(*ranks.broadcast(*speaker.speak(done)))
+            while word.goes_on:
+                started_s, progress = clock.elapsed_s, word.progress
+                inputs, targets = feed.next()
+                say = partial(speaker.speak, done + 1, in_advance=True)
+                told = step_once(inputs, targets, progress, say)
+                average.update(progress)
+                # The only wait: for the device, and with it for the other ranks.
+                nats, *said = told.tolist()
+                taken += 1
+                if not math.isfinite(nats):
+                    raise TrainError(
+                        f"step {taken}: the loss is {nats} nats, expected a number; lower the "
+                        "learning rates (optim.*_lr) or set optim.grad_clip, then start a new run"
+                    )
+                elapsed_s = clock.elapsed_s
+                pace.record(elapsed_s - started_s, elapsed_s - max(speaker.decided_s, started_s))
+                is_kept = elapsed_s <= clock.budget_s
+                if is_kept:
+                    done += 1
+                    booked["steps"] = done
+                    clock.keep(elapsed_s)
+                    torch._foreach_copy_(list(kept.values()), list(average.weights().values()))
+                    log.on_step(progress, elapsed_s, nats)
+                    if done <= ALWAYS_LOGGED_STEPS or done % run.train.log_every_steps == 0:
+                        _log_step(log, run, done, progress, nats, elapsed_s)
+                else:
+                    booked["discarded_steps"] = booked.get("discarded_steps", 0) + 1
+                # Alone, a step's end is the time to decide. In company all have heard already what
+                # comes next, so a step that is late in the end is followed by one that is, too.
+                word = Word(*said) if ranks.world > 1 else speaker.speak(done)
+                if ranks.world > 1 and taken % run.train.log_every_steps == 0:
+                    _check(model, ranks, taken, log)
+                if word.saves:
+                    _save(checkpoints if is_kept else None, done, state, ranks, clock)
+                is_due = _is_due(run.train.validate_every_s, elapsed_s, last_validated_s)
+                if validate and is_due and is_kept and ranks.is_main:
+                    last_validated_s = elapsed_s
+                    with clock.phase("validate", step=done):
+                        validate(model, done)
+            peak_bytes = max(ranks.collect(ranks.peak_memory_bytes()))
+            booked["peak_memory_bytes"] = peak_bytes
+        if ranks.world > 1:
+            _check(model, ranks, taken, log)
+            # Whether its last step was in time, only rank 0 knows.
+            steps, was_kept = ranks.broadcast(done, is_kept)
+            done, is_kept = int(steps), bool(was_kept)
+            ranks.spread(kept.values())
+        interrupted = bool(word.is_signalled and is_kept)
+        if not done and not interrupted:
+            raise _too_short(clock, pace)
+        if run.average.choose == "best" and is_kept and not interrupted:
+            last = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+            both = {"average": kept, "last": last}
+            kept = choose(both, step_once, feed, run, ranks, clock, log)
     if interrupted or done < run.train.max_steps:
         log.line(
             f"stopping_early: {'signal' if interrupted else 'wallclock_cap'} "
             f"train_time:{1000 * clock.elapsed_s:.0f}ms step:{done}/{run.train.max_steps}"
         )
-    if interrupted and checkpoints and ranks.is_main:
-        with clock.phase("checkpoint", step=done):
-            checkpoints.save(done, model, optimizers, average)
+    log.line(f"peak memory allocated: {peak_bytes / 2**20:.0f} MiB")
+    if interrupted:
+        _save(checkpoints, done, state, ranks, clock)
     counts = dict(model.named_buffers())
     return Trained(
         weights={name: tensor.cpu() for name, tensor in (kept | counts).items()},
@@ -178,6 +199,43 @@ def train(
         seconds=clock.elapsed_s,
         interrupted=interrupted,
     )
+
+
+class _State(NamedTuple):
+    """All that a checkpoint holds, besides the step."""
+
+    model: GPT
+    optimizers: list[torch.optim.Optimizer]
+    average: WeightAverage
+
+
+def _save(
+    checkpoints: SavesState | None, done: int, state: _State, ranks: Ranks, clock: Clock
+) -> None:
+    """Save on rank 0 what all ranks know; all must call, even if rank 0 has no use for it."""
+    for optimizer in state.optimizers:
+        if isinstance(optimizer, Muon):
+            optimizer.complete_state()
+    if checkpoints and ranks.is_main:
+        with clock.phase("checkpoint", step=done):
+            checkpoints.save(done, *state)
+
+
+def _restore(checkpoints: SavesState | None, state: _State, ranks: Ranks) -> int | None:
+    """Load the last checkpoint on every rank; returns its step."""
+    restored = checkpoints.restore(*state) if checkpoints else None
+    steps = ranks.collect(-1 if restored is None else restored)
+    if odd := [rank for rank, step in enumerate(steps) if step != steps[0]]:
+        raise CheckpointError(
+            f"rank {odd[0]} finds the checkpoint of another step than rank 0; with several "
+            "machines --resume needs a run folder that all of them see"
+        )
+    return restored
+
+
+def _check(model: GPT, ranks: Ranks, step: int, log: RunLog) -> None:
+    found = check_replicas(model.parameters(), ranks, step)
+    log.line(f"replicas:{ranks.world} step:{step} checksum:{found}")
 
 
 def _too_short(clock: Clock, pace: Pace) -> BudgetError:

@@ -21,6 +21,7 @@ TINY = [
     "model.vocab_size=64", "model.num_layers=2", "model.width=32", "model.num_heads=2",
     "model.num_kv_heads=1", "model.mlp_hidden=48", "data.sequence_length=64",
     "data.tokens_per_step=256", "data.micro_batch_tokens=128", "train.compile=no",
+    "train.kernels=auto",
 ]  # fmt: skip
 
 

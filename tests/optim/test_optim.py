@@ -9,15 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from speedrun.config import ModelConfig, OptimConfig, RunConfig, ScheduleConfig
+from speedrun.config import AverageConfig, ModelConfig, OptimConfig, RunConfig, ScheduleConfig
 from speedrun.errors import ConfigError
-from speedrun.kernels.newton_schulz import matmul_dtype, newton_schulz_ref
+from speedrun.kernels.newton_schulz import (
+    CLASSIC,
+    POLAR_EXPRESS,
+    matmul_dtype,
+    newton_schulz,
+    newton_schulz_ref,
+)
 from speedrun.model.init import build_model
 from speedrun.optim import groups
 from speedrun.optim.averaging import WeightAverage
 from speedrun.optim.groups import build_optimizers, claim_parameters
 from speedrun.optim.muon import Muon
 from speedrun.optim.schedule import apply_schedule, lr_scale, muon_momentum
+from speedrun.ranks import Ranks
 
 TINY = ModelConfig(
     vocab_size=17,
@@ -62,6 +69,58 @@ def test_muon_agrees_with_one_matrix_at_a_time(decay):
         # Where the machine multiplies bfloat16, updates of about 0.1 carry 2^-8 of noise each.
         tolerance = 1e-4 if matmul_dtype("cpu") == torch.float32 else 3e-2
         torch.testing.assert_close(parameter.detach(), weight, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("world", [2, 3, 8])
+def test_shares_of_ranks_make_up_the_whole(world):
+    """Every rank's part, computed here one after the other, together is what one rank computes."""
+    alone = Muon(matrices(), lr=0.1, weight_decay=0.1)
+    fake_gradients(alone.param_groups[0]["params"], 1)
+    alone.send_gradients()
+    for place, stack in enumerate(alone._stacks):
+        whole = stack.message.result
+        parts = []
+        for rank in range(world):
+            one = Muon(matrices(), lr=0.1, ranks=Ranks(rank=rank, world=world))._stacks[place]
+            assert one.share * world >= len(whole)
+            parts.append(whole[one.mine])
+        assert torch.equal(torch.cat(parts), whole)
+
+
+def test_polar_express_gives_the_published_singular_values():
+    sizes = torch.tensor([0.01, 0.05, 0.1, 0.3, 0.5, 0.7, 1.0], dtype=torch.float64)
+    for coefficients, expected in (
+        (CLASSIC, [0.6989, 0.7581, 0.7121, 1.0796, 0.7654, 1.1203, 0.6964]),
+        (POLAR_EXPRESS, [1.0271, 0.9086, 1.0592, 0.9831, 0.9106, 0.9356, 0.8591]),
+    ):
+        for size, wanted in zip(sizes, expected, strict=True):
+            # Beside it a second singular value, so that the matrix has length one.
+            values = torch.stack((size, (1 - size**2).sqrt()))
+            result = newton_schulz(
+                torch.diag(values), 5, dtype=torch.float64, coefficients=coefficients
+            )
+            assert float(result[0, 0]) == pytest.approx(wanted, abs=2e-4)
+            slow = newton_schulz_ref(torch.diag(values), 5, coefficients=coefficients)
+            torch.testing.assert_close(slow, result)
+
+
+@pytest.mark.parametrize("name", ["classic", "polar_express"])
+def test_optimizers_orthogonalise_as_the_recipe_says(name):
+    config = OptimConfig(newton_schulz=name, normalize_rows=True)
+    muon = build_optimizers(build_model(TINY, seed=1), config)[1]
+    parameters = muon.param_groups[0]["params"]
+    before = [parameter.detach().clone() for parameter in parameters]
+    fake_gradients(parameters, 1)
+    muon.step()
+    for weight, parameter in zip(before, parameters, strict=True):
+        update = parameter.grad + 0.95 * parameter.grad
+        update = update / update.norm(dim=1, keepdim=True)
+        coefficients = {"classic": CLASSIC, "polar_express": POLAR_EXPRESS}[name]
+        rows, cols = weight.shape
+        update = newton_schulz_ref(update, 5, coefficients=coefficients)
+        expected = weight - 0.04 * math.sqrt(max(1, rows / cols)) * update
+        tolerance = 1e-4 if matmul_dtype("cpu") == torch.float32 else 3e-2
+        torch.testing.assert_close(parameter.detach(), expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon of its own")
@@ -251,43 +310,84 @@ def walk(model, average, steps=6):
     return history
 
 
-def test_average_agrees_with_a_loop():
-    model = build_model(TINY, seed=1)
-    expected = {name: p.detach().clone() for name, p in model.named_parameters()}
-    average = WeightAverage(model, 0.8)
-    for weights in walk(model, average):
-        for name, weight in weights.items():
-            expected[name] = 0.8 * expected[name] + 0.2 * weight
-    for name, weight in average.weights().items():
-        torch.testing.assert_close(weight, expected[name])
+def expected_mean(history, shares):
+    """Weighted mean of weights, written out."""
+    total = sum(shares)
+    return {
+        name: sum(share * weights[name] for share, weights in zip(shares, history, strict=True))
+        / total
+        for name in history[0]
+    }
 
 
-def test_late_average_starts_from_the_weights_of_that_moment():
+def test_an_ema_is_the_weighted_mean_of_what_it_saw():
     model = build_model(TINY, seed=1)
-    average = WeightAverage(model, 0.8, start_frac=0.5)
+    average = WeightAverage(model, AverageConfig(ema_decay=0.8))
     history = walk(model, average)
-    expected = history[2]
-    for weights in history[3:]:
-        expected = {name: 0.8 * expected[name] + 0.2 * weights[name] for name in weights}
+    # The start has no share: the published form gives it 0.8^6 of the weight here.
+    expected = expected_mean(history, [0.8**age for age in range(5, -1, -1)])
     for name, weight in average.weights().items():
         torch.testing.assert_close(weight, expected[name])
 
 
-def test_without_decay_the_last_weights_count():
+def test_a_long_ema_is_the_published_one():
     model = build_model(TINY, seed=1)
-    average = WeightAverage(model, 0.0)
+    published = {name: p.detach().clone() for name, p in model.named_parameters()}
+    average = WeightAverage(model, AverageConfig(ema_decay=0.5))
+    for weights in walk(model, average, steps=30):
+        published = {name: 0.5 * e + 0.5 * weights[name] for name, e in published.items()}
+    for name, weight in average.weights().items():
+        torch.testing.assert_close(weight, published[name])
+
+
+def test_a_late_average_knows_nothing_earlier():
+    model = build_model(TINY, seed=1)
+    average = WeightAverage(model, AverageConfig(ema_decay=0.8, start_frac=0.5))
+    history = walk(model, average)[2:]
+    expected = expected_mean(history, [0.8**age for age in range(3, -1, -1)])
+    for name, weight in average.weights().items():
+        torch.testing.assert_close(weight, expected[name])
+
+
+@pytest.mark.parametrize(
+    ("window", "shares"),
+    [(0, [1, 0, 1, 0, 1, 0]), (2, [0, 0, 1, 0, 1, 0]), (9, [1, 0, 1, 0, 1, 0])],
+)
+def test_swa_is_a_plain_mean_and_lawa_of_the_last_ones(window, shares):
+    model = build_model(TINY, seed=1)
+    average = WeightAverage(model, AverageConfig(swa_every_steps=2, swa_window=window))
+    expected = expected_mean(walk(model, average), shares)
+    for name, weight in average.weights().items():
+        torch.testing.assert_close(weight, expected[name])
+
+
+def test_without_averaging_the_last_weights_count():
+    model = build_model(TINY, seed=1)
+    average = WeightAverage(model, AverageConfig())
     last = walk(model, average)[-1]
     assert all(torch.equal(weight, last[name]) for name, weight in average.weights().items())
     assert average.state_dict() == {}
 
 
-def test_average_state_round_trip_is_bit_identical():
+@pytest.mark.parametrize(
+    "config",
+    [
+        AverageConfig(ema_decay=0.8),
+        AverageConfig(swa_every_steps=2),
+        AverageConfig(swa_every_steps=2, swa_window=2),
+    ],
+    ids=["ema", "swa", "lawa"],
+)
+def test_average_state_round_trip_is_bit_identical(config):
     model = build_model(TINY, seed=1)
-    average = WeightAverage(model, 0.8)
-    walk(model, average)
-    resumed = WeightAverage(model, 0.8)
+    average = WeightAverage(model, config)
+    walk(model, average, steps=5)
+    resumed = WeightAverage(model, config)
     resumed.load_state_dict(copy.deepcopy(average.state_dict()))
-    walk(model, average, steps=1)
-    snapshot = {name: weight.clone() for name, weight in average.weights().items()}
-    resumed.update(1.0)
-    assert all(torch.equal(snapshot[name], w) for name, w in resumed.weights().items())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 1
+    for each in (average, resumed):
+        each.update(1.0)
+        each.update(1.0)
+    assert all(torch.equal(average.weights()[name], w) for name, w in resumed.weights().items())

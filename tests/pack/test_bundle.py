@@ -291,13 +291,12 @@ def test_only_a_recipe_that_calibrates_ships_the_fit() -> None:
         "speedrun.train.calibrate",
     }
     assert not ours & plain and ours < larger
-    # Fit and kernels, 6 kB of which no GPU has earned yet, do not go into 40,000 together.
     assert len(build_bundle(fitted, cap_bytes=16_000_000)) <= 46_000
 
 
 def test_only_a_recipe_that_may_use_kernels_ships_them() -> None:
-    off = dataclasses.replace(RUN, train=dataclasses.replace(RUN.train, kernels="off"))
-    without, shipped = ({size.name for size in module_sizes(run)} for run in (off, RUN))
+    auto = dataclasses.replace(RUN, train=dataclasses.replace(RUN.train, kernels="auto"))
+    without, shipped = ({size.name for size in module_sizes(run)} for run in (RUN, auto))
     kernels = {name for name in shipped if name.startswith("speedrun.kernels.fused")}
     assert {"speedrun.kernels.fused.mlp", "speedrun.kernels.fused.cross_entropy"} < kernels
     assert shipped - without == kernels | {"speedrun.train.fast_paths"}

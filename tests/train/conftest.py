@@ -88,6 +88,11 @@ def write_text(folder: Path, *, tokens: int = 4_000, vocab_size: int = VOCAB) ->
     return paths
 
 
+def windowed(run: RunConfig) -> RunConfig:
+    """`run` with the mean of the weights after every second step, of the last two of them."""
+    return dataclasses.replace(run, average=AverageConfig(swa_every_steps=2, swa_window=2))
+
+
 @dataclasses.dataclass
 class Bench:
     """Starts runs on one text."""
@@ -119,6 +124,7 @@ class Bench:
     change = staticmethod(change)
     counted = staticmethod(counted)
     averaged = staticmethod(averaged)
+    windowed = staticmethod(windowed)
     fake_time: Callable[[], FakeTime] = FakeTime
 
 

@@ -22,7 +22,7 @@ from speedrun.train.log import RunLog
 from speedrun.train.loop import Trained
 
 STEPS = 6
-KINDS = ("plain", "averaged", "counted")
+KINDS = ("plain", "averaged", "windowed", "counted")
 
 
 def recipe(bench: Any, kind: str) -> Any:
@@ -45,10 +45,14 @@ def state_of(folder: Path, run: Any) -> dict[str, Any]:
     """All that a checkpoint restores, as one flat dict."""
     model = build_model(run.model, seed=1)
     optimizers = build_optimizers(model, run.optim)
-    average = WeightAverage(model, run.average.ema_decay, run.average.start_frac)
+    average = WeightAverage(model, run.average)
     flat: dict[str, Any] = {"step": Checkpoints(folder, run).restore(model, optimizers, average)}
     flat |= {f"model.{name}": value for name, value in model.state_dict().items()}
-    flat |= {f"average.{name}": value for name, value in average.state_dict().items()}
+    averaged = average.state_dict()
+    flat |= {f"average.{name}": value for name, value in averaged.pop("average", {}).items()}
+    for i, sample in enumerate(averaged.pop("window", [])):
+        flat |= {f"window{i}.{name}": value for name, value in sample.items()}
+    flat |= averaged
     for i, optimizer in enumerate(optimizers):
         state = optimizer.state_dict()
         for number, moments in state["state"].items():
@@ -109,7 +113,7 @@ def test_a_run_resumed_without_time_left_hands_back_its_checkpoint(
     second = bench.train(run, clock=clock, checkpoints=Checkpoints(tmp_path, run))
     assert (second.steps, second.seconds, second.interrupted) == (2, first.seconds, False)
     assert_same(first.weights, second.weights)
-    assert read_ledger(tmp_path / "ledger.jsonl")[-1].details == {"steps": 2}
+    assert read_ledger(tmp_path / "ledger.jsonl")[-1].details["steps"] == 2
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(bench: Any, tmp_path: Path) -> None:
@@ -140,7 +144,7 @@ def refusal(run: Any, path: Path) -> str:
     """The message with which the checkpoint is refused; nothing may have changed."""
     model = build_model(run.model, seed=1)
     optimizers = build_optimizers(model, run.optim)
-    average = WeightAverage(model, run.average.ema_decay, run.average.start_frac)
+    average = WeightAverage(model, run.average)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     content = path.read_bytes()
     with pytest.raises(CheckpointError) as caught:
@@ -203,6 +207,6 @@ def test_a_failed_save_leaves_the_older_checkpoint(
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OutputError, match=str(path)):
         Checkpoints(path.parents[1], run).save(
-            5, model, build_optimizers(model, run.optim), WeightAverage(model, 0.5)
+            5, model, build_optimizers(model, run.optim), WeightAverage(model, run.average)
         )
     assert hashlib.sha256(path.read_bytes()).hexdigest() == before

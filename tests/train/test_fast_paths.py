@@ -40,7 +40,10 @@ def test_without_a_gpu_everything_is_plain_and_said_to_be(bench: Any) -> None:
 
 @pytest.mark.parametrize(
     ("train", "said"),
-    [({"kernels": "on"}, "train.kernels = 'on'"), ({"fp8_head": True}, "train.fp8_head = true")],
+    [
+        ({"kernels": "on"}, "train.kernels = 'on'"),
+        ({"fp8_head": True, "kernels": "auto"}, "train.fp8_head = true"),
+    ],
 )
 def test_what_is_asked_for_by_force_is_refused_without_a_gpu(
     bench: Any, train: dict[str, Any], said: str

@@ -83,9 +83,10 @@ def test_weights_are_those_of_the_average(
     run = bench.change(bench.tiny, train={"max_steps": 3}, average={"ema_decay": decay})
     trained = bench.train(run)
     start = loop.build_model(run.model, seed=run.seed).named_parameters()
-    expected = {name: weight.detach().clone() for name, weight in start}
+    expected = {name: torch.zeros_like(weight) for name, weight in start}
     for weights in seen[-3:]:  # before them come the steps of the warm-up
         expected = {k: decay * e + (1 - decay) * weights[k] for k, e in expected.items()}
+    expected = {k: e / (1 - decay**3) for k, e in expected.items()}
     for name, weight in expected.items():
         torch.testing.assert_close(trained.weights[name], weight)
 
@@ -148,7 +149,8 @@ def test_log_lines_are_the_fields(bench: Any, time: Any, tmp_path: Path) -> None
         assert any(re.fullmatch(form, line) for line in lines), form
     logged = [int(line.split("/")[0][5:]) for line in lines if "train_loss" in line]
     assert logged == [*range(1, 11), 12]
-    assert lines[-1] == "stopping_early: wallclock_cap train_time:8000ms step:16/1000000"
+    assert lines[-2] == "stopping_early: wallclock_cap train_time:8000ms step:16/1000000"
+    assert re.fullmatch(r"peak memory allocated: \d+ MiB", lines[-1])
     metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     steps = [entry for entry in metrics if "train_nats" in entry]
     assert [entry["step"] for entry in steps] == logged
@@ -189,7 +191,7 @@ def test_a_loss_that_is_no_number_ends_the_run(
         def __call__(self, *arguments: Any) -> torch.Tensor:
             self.calls += 1
             loss = super().__call__(*arguments)
-            return torch.tensor(bad) if self.calls == 5 else loss  # two are the warm-up's
+            return torch.tensor([bad]) if self.calls == 5 else loss  # two are the warm-up's
 
     monkeypatch.setattr(loop, "Step", Broken)
     with pytest.raises(TrainError, match=rf"step 3: the loss is {bad} nats.*optim\.\*_lr"):
