@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from speedrun.bpb import score
 from speedrun.cli.calibration import calibrate_run
-from speedrun.cli.folder import note_environment, read_trained, write_trained
+from speedrun.cli.folder import note_environment, read_trained
 from speedrun.cli.packing import Packed, pack_run
 from speedrun.cli.screen import Screen
-from speedrun.cli.signals import Noted, RunInterruptedError
+from speedrun.cli.signals import RunInterruptedError
+from speedrun.cli.training import train_run
 from speedrun.clock import Clock, Ledger
 from speedrun.config import RunConfig
-from speedrun.data.batches import open_batches
 from speedrun.data.dataset import Dataset, check_vocab
-from speedrun.pack.forecast import forecast_size
-from speedrun.predict import ModelPredictor
 from speedrun.ranks import Ranks
 from speedrun.records.runs import RunRow, append_run
 from speedrun.tracks.load import Track
-from speedrun.train.checkpoint import Checkpoints
 from speedrun.train.log import RunLog
-from speedrun.train.loop import Trained, train
+from speedrun.train.loop import Trained
 from speedrun.verify.judge import verify_submission
 from speedrun.verify.verdict import Verdict, write_verdict
-
-if TYPE_CHECKING:
-    from speedrun.model.gpt import GPT
-
-LOOK_TOKENS = 65_537
-"""Validation tokens that a look between steps scores: enough for two digits, a second on a CPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,51 +104,11 @@ def run_once(
 
 
 def _train(run: RunConfig, dataset: Dataset, folder: Path, clock: Clock, log: RunLog) -> Trained:
-    with Noted() as signals:
-        trained = train(
-            run,
-            open_batches(dataset.train_shards, run),
-            clock,
-            Ranks.from_environment(),
-            log,
-            checkpoints=Checkpoints(folder, run),
-            validate=_look(run, dataset, clock, log),
-            should_stop=lambda: signals.number != 0,
+    trained, number = train_run(run, dataset, folder, clock, log, Ranks.from_environment())
+    if trained.interrupted:
+        raise RunInterruptedError(
+            f"interrupted after {trained.steps:,} steps; the checkpoint is saved, go on with: "
+            f"speedrun run --resume {folder}",
+            number,
         )
-        if trained.interrupted:
-            raise RunInterruptedError(
-                f"interrupted after {trained.steps:,} steps; the checkpoint is saved, go on with: "
-                f"speedrun run --resume {folder}",
-                signals.number,
-            )
-        write_trained(folder, trained)
     return trained
-
-
-def _look(
-    run: RunConfig, dataset: Dataset, clock: Clock, log: RunLog
-) -> Callable[[GPT, int], None]:
-    """What `train.validate_every_s` asks for: the start of the validation text, in chunks."""
-    chunks = dataclasses.asdict(run.evaluation) | {"stride": run.evaluation.context}
-
-    def look(model: GPT, step: int) -> None:
-        tokens = dataset.val_tokens()
-        part = tokens[:LOOK_TOKENS]
-        # A part of the text has a part of the bytes: good enough to watch, never the result.
-        num_bytes = max(round(dataset.val_raw_bytes * len(part) / len(tokens)), 1)
-        predictor = ModelPredictor(model, run.model.vocab_size)
-        seen = score(predictor, part, num_bytes=num_bytes, **chunks)
-        log.validation(
-            step=step,
-            max_steps=run.train.max_steps,
-            loss_nats=seen.nats_per_token,
-            bpb=seen.bpb,
-            elapsed_s=clock.elapsed_s,
-        )
-        foreseen = forecast_size(model.state_dict(), run.quant)
-        log.line(
-            f"step:{step}/{run.train.max_steps} forecast_model_bytes:{foreseen.model_bytes} "
-            f"bits_per_weight:{foreseen.bits_per_weight:.3f}"
-        )
-
-    return look

@@ -52,6 +52,15 @@ def run(
     author: str = typer.Option(
         "", metavar="NAME", help="Name in the submission. Default: $SPEEDRUN_AUTHOR."
     ),
+    nproc: int | None = typer.Option(
+        None, metavar="N", min=1, help="Processes on this machine. Default: one per GPU, or one."
+    ),
+    nnodes: int = typer.Option(
+        1, metavar="N", min=1, show_default=False, help="Machines. Default: 1."
+    ),
+    rdzv: str = typer.Option(
+        "", metavar="HOST:PORT", help="Where several machines meet, the same on all of them."
+    ),
     allow_overlap: bool = typer.Option(
         False, "--allow-overlap", help="Train even if validation text is in training."
     ),
@@ -60,7 +69,8 @@ def run(
 ) -> None:
     """Train inside the budget, pack, verify, and add the result to the runs table.
 
-    No option is needed. Ctrl-C saves a checkpoint; `--resume` goes on from it.
+    No option is needed. Ctrl-C saves a checkpoint; `--resume` goes on from it. However many
+    processes train, the batch and the schedule are the recipe's.
     """
     from speedrun.errors import ConfigError
 
@@ -78,20 +88,27 @@ def run(
             f"track {chosen.name}; the judge will say so"
         )
     if dry_run:
-        _print_plan(first, chosen, as_json)
+        _print_plan(first, chosen, as_json, nproc)
         return
     from speedrun.cli import pipeline
+    from speedrun.cli.company import form_company, train_together
     from speedrun.cli.folder import new_folder
     from speedrun.cli.overlap import check_overlap
     from speedrun.data.corpus import open_corpus
 
     dataset = open_corpus(data or chosen.corpus, echo=echo)
     overlap = check_overlap(dataset, allow=allow_overlap, echo=echo)
+    company = form_company(nproc, nnodes, rdzv)
     exit_code = 0
     for offset in range(seeds):
         each = dataclasses.replace(first, seed=first.seed + offset)
         with nullcontext(resume) if resume else new_folder(each, chosen, out) as folder:
             echo(f"run folder: {folder}")
+            if not company.is_alone and not train_together(
+                each, dataset, folder, company, overlap=overlap, as_json=as_json
+            ):
+                echo("trained: the machine of rank 0 packs and judges")
+                continue
             with open_screen(each.train.budget_s, as_json=as_json) as screen:
                 done = pipeline.run_once(
                     each, chosen, dataset, folder, screen, author=author, overlap=overlap
@@ -164,10 +181,10 @@ def _read_unfinished(folder: Path) -> tuple[RunConfig, Track]:
     return read_folder(folder)
 
 
-def _print_plan(run: RunConfig, track: Track, as_json: bool) -> None:
+def _print_plan(run: RunConfig, track: Track, as_json: bool, num_processes: int | None) -> None:
     from speedrun.cli.plan import plan_run
 
-    plan = plan_run(run, track)
+    plan = plan_run(run, track, num_processes)
     if as_json:
         print(json.dumps(plan, indent=2))
         return

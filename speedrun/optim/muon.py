@@ -65,6 +65,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, defaults)
         self.steps, self.coefficients, self.normalize_rows = steps, coefficients, normalize_rows
         self.ranks = ranks or Ranks()
+        self._dtype = matmul_dtype(self.param_groups[0]["params"][0].device.type)
         self._direction: Callable[..., Tensor] = self._make_direction
         self._apply: Callable[..., None] = _apply
         self._stacks = [
@@ -118,7 +119,7 @@ class Muon(torch.optim.Optimizer):
             if len(buffer):
                 updates = self._direction(grads, buffer, torch.tensor(stack.group["momentum"]))
             else:
-                updates = grads.to(matmul_dtype(grads.device.type))
+                updates = grads.to(self._dtype)
             if padding := stack.share - len(buffer):
                 updates = torch.cat((updates, updates.new_zeros(padding, *updates.shape[1:])))
             coming.append((stack, self.ranks.gather(updates)))
@@ -160,7 +161,7 @@ class Muon(torch.optim.Optimizer):
         updates = grads + momentum * buffer
         if self.normalize_rows:
             updates = updates / updates.norm(dim=-1, keepdim=True).clamp_min(1e-7)
-        return newton_schulz(updates, self.steps, coefficients=self.coefficients)
+        return newton_schulz(updates, self.steps, dtype=self._dtype, coefficients=self.coefficients)
 
 
 def _apply(matrices: list[Tensor], updates: Tensor, keep: Tensor, rate: Tensor) -> None:

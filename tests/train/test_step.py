@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from speedrun.errors import ConfigError
+from speedrun.errors import ConfigError, TrainError
 from speedrun.model.init import build_model
 from speedrun.optim.groups import build_optimizers
+from speedrun.quant.fake import fake_weights
 from speedrun.ranks import Ranks
 from speedrun.train import step
+from speedrun.train.log import RunLog
 from speedrun.train.step import Step
 
 
@@ -109,3 +112,150 @@ def test_compiled_step_is_the_eager_one(bench: Any) -> None:
     for number in range(3):
         losses = [each(*bench.batches().at(number), 0.1) for each in steps]
         torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The code of every graph that `torch.compile` makes from here on; run as it is."""
+    found: list[str] = []
+    real = torch.compile
+
+    def keep(module: Any, inputs: Any) -> Any:
+        found.append(module.code)
+        return module.forward
+
+    def compile_(function: Any, **options: Any) -> Any:
+        return real(function, backend=keep, **options)
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/g++")
+    yield found
+    torch._dynamo.reset()
+
+
+def losses_of(graphs: list[str]) -> list[str]:
+    return [code for code in graphs if "cross_entropy" in code]
+
+
+QAT = {"qat_start_frac": 0.5, "matrix_bits": 3, "embedding_bits": 3, "small_tensor_limit": 0}
+
+
+def test_rounding_is_alive_inside_the_compiled_step(bench: Any, graphs: list[str]) -> None:
+    run = bench.change(bench.tiny, train={"compile": "yes"}, quant=QAT)
+    compiled = make(run)
+    batch = bench.batches().at(0)
+    before, after = (float(compiled.measure(*batch, progress)) for progress in (0.4, 0.6))
+    plain, faked = losses_of(graphs)
+    fakes = fake_weights(compiled.model, run.quant)
+    assert ".round(" not in plain and faked.count(".round(") == len(fakes)
+    # What the second graph computes is the loss of weights that really are rounded.
+    assert before == pytest.approx(float(make(bench.tiny).measure(*batch, 0.6)), abs=1e-6)
+    rounded = make(bench.tiny)
+    rounded.model.load_state_dict({**rounded.model.state_dict(), **fakes})
+    assert after == pytest.approx(float(rounded.measure(*batch, 0.6)), abs=1e-6)
+    assert abs(after - before) > 1e-4
+    # And it stays alive when weights move: nothing of it is a constant.
+    compiled(*batch, 0.6)
+    moved = float(compiled.measure(*batch, 0.6))
+    rounded.model.load_state_dict(
+        {**compiled.model.state_dict(), **fake_weights(compiled.model, run.quant)}
+    )
+    assert moved == pytest.approx(float(rounded.measure(*batch, 0.6)), abs=1e-6)
+    assert moved != after and len(losses_of(graphs)) == 3  # the third is with gradients
+
+
+def test_warm_up_compiles_all_that_the_run_will_use(bench: Any, graphs: list[str]) -> None:
+    run = bench.change(
+        bench.tiny,
+        train={"compile": "yes", "max_steps": 6, "warmup_steps": 2},
+        quant=QAT,
+        average={"ema_decay": 0.5, "choose": "best", "choose_batches": 2},
+    )
+    compiled_by_step: list[int] = []
+    log = RunLog(on_step=lambda *facts: compiled_by_step.append(len(graphs)))
+    bench.train(run, log=log)
+    assert len(losses_of(graphs)) == 3  # plain, rounded, rounded without gradients
+    assert compiled_by_step == [len(graphs)] * 6
+
+
+def test_recomputing_blocks_changes_memory_only(bench: Any) -> None:
+    kept, again = make(bench.tiny), make(bench.change(bench.tiny, train={"recompute": True}))
+    assert "recomputed" in again.description and "recomputed" not in kept.description
+    saved: dict[str, int] = {}
+
+    def count(name: str) -> Any:
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            saved[name] = saved.get(name, 0) + tensor.numel()
+            return tensor
+
+        return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+
+    for number in range(3):
+        batch = bench.batches().at(number)
+        nats = []
+        for name, each in (("kept", kept), ("again", again)):
+            with count(name):
+                each.model.loss(*batch, recompute=each.run.train.recompute)
+            nats.append(each(*batch, 0.1))
+        assert torch.equal(*nats)
+    assert saved["again"] < 0.7 * saved["kept"]
+    for one, other in zip(kept.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", ["gpu", "cpu"])
+def test_what_does_not_fit_is_begun_again_in_halves(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    lines: list[str] = []
+    plenty, scarce = make(bench.tiny), make(bench.tiny)
+    scarce.note = lines.append
+    loss_of, sizes = scarce._plain, []
+
+    def tight(ids: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(ids))
+        # The second micro-batch of two, so that gradients of the first are there already.
+        if len(ids) > 2 or (len(ids) == 2 and sizes.count(2) == 2):
+            if kind == "gpu":
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+        return loss_of(ids, *rest)
+
+    monkeypatch.setattr(scarce, "_plain", tight)
+    for number in range(2):
+        batch = bench.batches().at(number)
+        torch.testing.assert_close(plenty(*batch, 0.1), scarce(*batch, 0.1))
+    assert sizes == [4, 2, 2] + [1] * 8  # what was found out is remembered
+    assert lines == [
+        f"out of memory: now {parts} micro-batches on each rank, the batch stays"
+        for parts in (2, 4)
+    ]
+    for one, other in zip(plenty.model.parameters(), scarce.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-4)
+
+
+def test_a_sequence_that_never_fits_says_what_to_do(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step_once = make(bench.tiny)
+
+    def full(*batch: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(step_once, "_plain", full)
+    with pytest.raises(TrainError, match=r"one sequence of 16 tokens .*train\.recompute=true"):
+        step_once(*bench.batches().at(0), 0.1)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step_once = make(bench.tiny)
+
+    def broken(*batch: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(step_once, "_plain", broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        step_once(*bench.batches().at(0), 0.1)
