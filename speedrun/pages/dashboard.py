@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from speedrun.pages.curves import tokens_per_s
+from speedrun.pages.page import tidy
 from speedrun.pages.runs import Run
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -31,13 +32,13 @@ class Size:
 def dashboard(run: Run, size: Size | None, *, now: float | None = None) -> RenderableType:
     """One picture of a run; `now` is the time of day, for what happens between measurements.
 
-    Everything from the folder is put in as text: names and log lines are no markup.
+    Whatever the folder says is put in as tidy text: neither markup nor control codes get through.
     """
     spent_s = _spent(run, now)
     head = Text()
-    head.append(run.recipe.name, style="bold")
-    head.append(f"  seed {run.recipe.seed}  {run.track.name if run.track else ''}  ")
-    head.append(_state(run, now), style="bold")
+    head.append(tidy(run.recipe.name), style="bold")
+    head.append(f"  seed {run.recipe.seed}  {tidy(run.track.name) if run.track else ''}  ")
+    head.append(tidy(_state(run, now)), style="bold")
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", min_width=8)
     grid.add_column(width=32)
@@ -62,8 +63,8 @@ def dashboard(run: Run, size: Size | None, *, now: float | None = None) -> Rende
     grid.add_row("pace", Text(""), said)
     if run.val_bpb is not None:
         grid.add_row("score", Text(""), Text(f"{run.val_bpb:.4f} bpb, packed", style="bold"))
-    last = [Text(line[:200], style="dim", no_wrap=True) for line in run.log[-_LINES:]]
-    troubles = [Text(f"left out: {message}", style="yellow") for message in run.damaged]
+    last = [Text(tidy(line[:200]), style="dim", no_wrap=True) for line in run.log[-_LINES:]]
+    troubles = [Text(f"left out: {tidy(message)}", style="yellow") for message in run.damaged]
     return Group(head, Text(), grid, Text(), *last, *troubles)
 
 

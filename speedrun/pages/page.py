@@ -33,10 +33,8 @@ def render(template: str, **values: Any) -> bytes:
     return page.encode("utf-8", "replace")
 
 
-def tidy(value: object) -> object:
-    """Text of others as a page may show it: without control characters, and not without end."""
-    if not isinstance(value, str) or isinstance(value, Markup):
-        return value
+def tidy(value: str) -> str:
+    """Text of others as it may be shown: without control characters, and not without end."""
     kept = "".join(
         letter
         for letter in value[: TEXT_LIMIT + 1]
@@ -45,13 +43,20 @@ def tidy(value: object) -> object:
     return kept if len(kept) <= TEXT_LIMIT else f"{kept[:TEXT_LIMIT]}…"
 
 
+def _tidied(value: object) -> object:
+    """What a template puts out: our own markup as it is, text tidied and then escaped."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return tidy(value)
+
+
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=tidy,
+        finalize=_tidied,
         trim_blocks=True,
         lstrip_blocks=True,
     )
