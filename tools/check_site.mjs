@@ -30,6 +30,8 @@ for (const { name, file } of job.pages) {
       const over = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
       if (over > 0) found.wide.push(`${name} at ${width}: ${over} pixels too wide`);
       if (job.out) {
+        // Rows far below are laid out when they come near, which a picture of all cannot wait for.
+        await page.evaluate(() => document.querySelector(".records-box")?.style.setProperty("content-visibility", "visible"));
         const shot = path.join(job.out, `${name}-${width}-${colorScheme}.png`);
         const height = Math.min(await page.evaluate(() => document.documentElement.scrollHeight), 3200);
         await page.screenshot({ path: shot, fullPage: true, clip: { x: 0, y: 0, width, height } });

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -106,7 +107,7 @@ class Frame:
         along = [at for curve in curves for at, _ in curve.points]
         low, high = reach(curves, from_zero=from_zero)
         longest = max(len(clipped(curve.name)) for curve in curves)
-        right = 16 + 6.4 * longest if names else 12
+        right = 16 + 6.4 * longest if names else 24
         marks = [tick for tick in ticks(low, high, 5) if low <= tick <= high]
         said = labels(y, marks)
         left = 12 + 6.6 * max(map(len, said), default=1)
@@ -138,10 +139,11 @@ class Frame:
         drawing.text(self.x.stop, bottom + 38, x.label, "axis-title", "end")
 
     def draw(self, curve: Curve) -> None:
-        """A curve; what lies above or below the frame runs along its edge."""
-        places = [
-            (self.x(at), self.y.held(value)) for at, value in thinned(curve.points, _DRAWN_POINTS)
-        ]
+        """A curve, from where it comes into the frame; a later peak is cut off at its edge."""
+        points = thinned(curve.points, _DRAWN_POINTS)
+        above = itertools.takewhile(lambda point: point[1] > self.y.high, points)
+        inside = points[max(sum(1 for _ in above) - 1, 0) :]
+        places = [(self.x(at), self.y.held(value)) for at, value in inside]
         tone = f"tone-{curve.tone % TONES}"
         if curve.is_dots:
             for x, y in places:
@@ -181,12 +183,17 @@ def reach(curves: Sequence[Curve], *, from_zero: bool = False) -> tuple[float, f
 
 
 def smoothed(points: Points) -> list[tuple[float, float]]:
-    """A running mean that forgets over a fortieth of the way, however densely it was measured."""
-    memory = (points[-1][0] - points[0][0]) / 40 or 1.0
-    before, mean = points[0]
+    """A running mean that forgets over a fortieth of the way, however densely it was measured.
+
+    At the start over a fifth of what has passed, for a loss falls fast while it is young.
+    """
+    longest = (points[-1][0] - points[0][0]) / 40 or 1.0
+    first = before = points[0][0]
+    mean = points[0][1]
     found = []
     for at, value in points:
-        keep = math.exp((before - at) / memory)
+        memory = min(longest, (at - first) / 5)
+        keep = math.exp((before - at) / memory) if memory else 0.0
         before, mean = at, keep * mean + (1 - keep) * value
         found.append((at, mean))
     return found
