@@ -25,6 +25,7 @@ FLOORS = (
     {"train", "pack"},
     {"verify", "standalone", "fitted"},
     {"records", "measure"},
+    {"pages"},
     {"cli"},
     {"__main__"},
 )

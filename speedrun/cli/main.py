@@ -18,10 +18,13 @@ from speedrun.cli import (
     pack,
     recipes,
     records,
+    report,
     run,
+    runs,
     submit,
     tracks,
     verify,
+    watch,
 )
 from speedrun.cli.signals import exit_cleanly
 from speedrun.errors import SpeedrunError
@@ -44,6 +47,21 @@ app.command(
     short_help="Train inside the budget, pack, verify, add to the table.",
     epilog="Example: speedrun run --budget 60s --recipe pocket/default",
 )(run.run)
+app.command(
+    "watch",
+    short_help="Follow a run on the terminal.",
+    epilog="Example: speedrun watch",
+)(watch.watch)
+app.command(
+    "runs",
+    short_help="List the runs made here; filter, compare, export.",
+    epilog="Example: speedrun runs --best 5 --track pocket",
+)(runs.runs)
+app.command(
+    "report",
+    short_help="Write a page about a run, or several laid over one another.",
+    epilog="Example: speedrun report runs/RUN-A runs/RUN-B --out both.html",
+)(report.report)
 app.command(
     "pack",
     short_help="Pack a run again, with other bits or another codec.",

@@ -312,6 +312,33 @@ def render(
         print(f"{readme}: table of {', '.join(_tracks(root)) or 'no records yet'}")
 
 
+@app.command("site", epilog="Example: speedrun records site --out site")
+def site(
+    out: Path = typer.Option(Path("site"), metavar="FOLDER", help="Folder of the pages."),
+    title: str = typer.Option("Records", metavar="TEXT", help="Stands on every page."),
+    tracks: list[str] = typer.Option(
+        [], "--track", metavar="NAME", help="Only these tracks, in this order."
+    ),
+    published: bool = typer.Option(
+        True, help="Also show what contests published and nobody here verified."
+    ),
+    root: Path = _ROOT,
+    as_json: bool = _JSON,
+) -> None:
+    """Write the records as a site of files that open without a server.
+
+    A page for each track with its ladder and table, a page for each record with
+    its evidence, and the tables as CSV and JSON.
+    """
+    from speedrun.pages.site import build_site
+
+    written = build_site(root, out, title=title, tracks=tracks, published=published)
+    if as_json:
+        print(json.dumps({"index": str(written[0]), "files": [str(path) for path in written]}))
+    else:
+        print(f"{written[0]}: {len(written)} files")
+
+
 def _render(root: Path, readme: Path) -> None:
     """One table for each track: its records, and the best that was published for it."""
     from speedrun.records.record import Standing
