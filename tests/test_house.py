@@ -24,7 +24,8 @@ FLOORS = (
     {"bpb"},
     {"train", "pack"},
     {"verify", "standalone", "fitted"},
-    {"records"},
+    {"records", "measure"},
+    {"pages"},
     {"cli"},
     {"__main__"},
 )

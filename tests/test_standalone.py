@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from speedrun.bpb import score
 from speedrun.clock import read_ledger
@@ -24,11 +25,12 @@ from speedrun.config import (
     TrainConfig,
 )
 from speedrun.data.shards import write_shard
+from speedrun.data.tokenizer import Tokenizer
 from speedrun.errors import FormatError
 from speedrun.pack.bundle import build_bundle
 from speedrun.pack.container import Section, write_container
 from speedrun.pack.weights import unpack_weights
-from speedrun.standalone import load_predictor, main
+from speedrun.standalone import count_bytes, load_predictor, main
 from speedrun.verify.remote import RemotePredictor
 from speedrun.verify.sandbox import Cell
 
@@ -190,3 +192,20 @@ def test_weights_that_do_not_fit_their_settings_are_refused() -> None:
     )
     with pytest.raises(FormatError, match="weights and settings do not fit"):
         load_predictor(packed)
+
+
+def test_bytes_by_the_tokenizer_are_those_of_its_table(tmp_path: Path) -> None:
+    # As the contest trains its own: a space before each document, bytes for what it lacks.
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat\na naïve word or two\nno more of it\n" * 20)
+    sentencepiece.SentencePieceTrainer.train(
+        **{"input": str(text), "model_prefix": str(tmp_path / "small"), "vocab_size": 290},
+        **{"byte_fallback": True, "hard_vocab_limit": False, "minloglevel": 2},
+    )
+    path = tmp_path / "small.model"
+    tokenizer = Tokenizer.load(path)
+    dice = np.random.default_rng(8)
+    stream = dice.integers(0, tokenizer.vocab_size, 5_000).astype(np.uint16)
+    assert count_bytes(stream, str(path)) == tokenizer.byte_table().total(stream)
+    # What is beyond the alphabet stands for no bytes, as in the contest's script.
+    assert count_bytes(np.array([1, 60_000], np.uint16), str(path)) == 0

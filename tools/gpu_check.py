@@ -1,10 +1,15 @@
 """Everything that wants a GPU, in one call: kernels, a judged process, steps, a training run.
 
     python tools/gpu_check.py [--out FOLDER] [--seconds 60] [--recipe golf/baseline --recipe ...]
+                              [--rounds 4] [--skip tests,kernels,device_memory,bench,training]
 
-Prints a report and, with --out, writes it to gpu_check.json there. Data are synthetic tokens with
-structure (a random walk over the alphabet), so losses fall but mean nothing. `--set` shrinks a
-recipe, which lets the script itself be tried on a CPU.
+Prints what it does on stderr and one JSON document on stdout; with --out that goes to
+gpu_check.json there, too. A part that fails says so in its place, and the others run. Data are
+synthetic tokens with structure, so losses fall but mean nothing. `--set` shrinks a recipe, which
+lets the script itself be tried on a CPU:
+
+    python tools/gpu_check.py --seconds 5 --rounds 1 --recipe golf/baseline --set model.width=64
+        --set data.tokens_per_step=4096 --set data.micro_batch_tokens=2048
 """
 
 from __future__ import annotations
@@ -12,7 +17,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,31 +33,61 @@ from speedrun import predict
 from speedrun.clock import Clock, Ledger
 from speedrun.config import RunConfig
 from speedrun.data.batches import open_batches
-from speedrun.data.shards import write_shard
 from speedrun.files import write_atomic
 from speedrun.hardware import describe_machine
+from speedrun.kernels import choose
 from speedrun.kernels.newton_schulz import newton_schulz, newton_schulz_ref
-from speedrun.model.gpt import GPT
+from speedrun.measure.bench import bench, synthetic_shard
 from speedrun.model.init import build_model
-from speedrun.optim.groups import build_optimizers
 from speedrun.ranks import Ranks
 from speedrun.recipes.load import load_recipe
+from speedrun.train.fast_paths import measure, trials
 from speedrun.train.log import RunLog
 from speedrun.train.loop import train
-from speedrun.train.step import Step
 from speedrun.verify.remote import RemotePredictor
 from speedrun.verify.sandbox import Cell, Limits, gpu_devices
 
-PUBLISHED_MS = {"golf/baseline": 43.54, "golf/xsa4-ema": 84.47, "golf/partial-rope": 85.09}
-"""Milliseconds a step on 8xH100, from the published logs."""
+ROOT = Path(__file__).parents[1]
 
 
-def check_kernels(device: torch.device) -> dict[str, float]:
-    """Largest difference between each fast path and its reference."""
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def run_tests() -> dict[str, Any]:
+    """The kernels' own tests, on the GPU if there is one and in Triton's interpreter otherwise."""
+    names = ["test_kernels.py", "fused_cases.py" if torch.cuda.is_available() else "test_fused.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=line"]
+    files = [str(ROOT / "tests" / "kernels" / name) for name in names]
+    done = subprocess.run([*command, *files], cwd=ROOT, capture_output=True, text=True, check=False)
+    return {"passed": done.returncode == 0, "last_lines": done.stdout.strip().splitlines()[-12:]}
+
+
+def check_newton_schulz(device: torch.device) -> dict[str, float]:
+    """Largest difference between the batched iteration here and its reference."""
     updates = torch.randn(3, 64, 160, device=device)
     fast = newton_schulz(updates, 5).float()
     slow = torch.stack([newton_schulz_ref(update, 5) for update in updates.float()])
-    return {"newton_schulz": float((fast - slow).abs().max())}
+    return {"largest_difference": float((fast - slow).abs().max())}
+
+
+def check_kernels(run: RunConfig, ranks: Ranks) -> dict[str, Any]:
+    """Each fused kernel and each way to attend beside torch.compile's own, at a recipe's shapes.
+
+    A ratio above 1 is a gain. What is below 1.05 on every GPU at hand deserves to be removed.
+    """
+    if ranks.device.type != "cuda":
+        return {"skipped": "no CUDA device"}
+    found: dict[str, Any] = {}
+    for trial in trials(run, ranks):
+        for finding in measure(trial):
+            found[f"{trial.name}: {finding.way}"] = finding.failure or {
+                "times_as_fast": round(finding.ratio, 3),
+                "largest_difference": finding.difference,
+            }
+    choose.choose(frozenset())
+    torch.compiler.reset()
+    return found
 
 
 def check_model(run: RunConfig, device: torch.device) -> dict[str, float]:
@@ -61,49 +100,18 @@ def check_model(run: RunConfig, device: torch.device) -> dict[str, float]:
     return {"largest_logit_difference": float((here - there).abs().max())}
 
 
-def time_steps(run: RunConfig, ranks: Ranks, steps: int = 12) -> dict[str, Any]:
-    """Median step of the compiled trainer, tokens/s, memory, and what eight of these would do."""
-    model: GPT = build_model(run.model, seed=1).to(ranks.device)
-    step = Step(model, build_optimizers(model, run.optim), run, ranks)
-    shape = (run.data.tokens_per_step // run.data.sequence_length, run.data.sequence_length)
-    tokens = torch.randint(run.model.vocab_size, shape, device=ranks.device)
-    seconds = []
-    for number in range(steps + 3):
-        started = time.perf_counter()
-        step(tokens, tokens.roll(-1, 1), 0.5)
-        ranks.synchronize()
-        if number >= 3:
-            seconds.append(time.perf_counter() - started)
-    median = statistics.median(seconds)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return {
-        "step": step.description,
-        "milliseconds": 1000 * median,
-        "spread_milliseconds": 1000 * statistics.pstdev(seconds),
-        "tokens_per_second": run.data.tokens_per_step / median,
-        "teraflops_without_attention": 6e-12 * parameters * run.data.tokens_per_step / median,
-        "peak_memory_bytes": torch.cuda.max_memory_allocated()
-        if ranks.device.index is not None
-        else 0,
-        "projected_ms_on_8": 1000 * median / 8,
-        "published_ms_on_8xH100": PUBLISHED_MS.get(run.name),
-    }
-
-
 def train_for(run: RunConfig, seconds: float, ranks: Ranks) -> dict[str, Any]:
     """A real run of the loop inside a budget."""
-    generator = np.random.default_rng(0)
-    walk = np.cumsum(generator.integers(-3, 4, 20_000_000)) % run.model.vocab_size
     lines: list[str] = []
     with TemporaryDirectory() as folder:
-        shard = Path(folder) / "walk_train_000000.bin"
-        write_shard(shard, walk.astype(np.uint16))
+        batches = open_batches([synthetic_shard(Path(folder), run)], run)
         clock = Clock(seconds, Ledger(None))
-        trained = train(run, open_batches([shard], run), clock, ranks, RunLog(None, lines.append))
+        trained = train(run, batches, clock, ranks, RunLog(None, lines.append))
     return {
         "budget_seconds": seconds,
         "train_seconds": trained.seconds,
         "steps": trained.steps,
+        "first_lines": lines[:12],
         "last_lines": lines[-3:],
     }
 
@@ -161,25 +169,57 @@ def check_device_memory(calls: int = 10) -> dict[str, Any]:
     return found
 
 
+def attempt(name: str, part: Callable[[], Any], report: dict[str, Any]) -> None:
+    """Put into the report what a part finds, or how it failed."""
+    say(f"{name} ...")
+    began = time.perf_counter()
+    try:
+        report[name] = part()
+    # Device time is scarce: one part that breaks must not cost the others.
+    except Exception as error:  # noqa: BLE001
+        traceback.print_exc()
+        report[name] = {"failed": f"{type(error).__name__}: {error}"[:500]}
+    say(f"{name}: {time.perf_counter() - began:.1f} s")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--recipe", action="append", default=[])
+    parser.add_argument("--skip", default="")
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     arguments = parser.parse_args()
+    skipped = set(arguments.skip.split(","))
     ranks = Ranks.from_environment()
     report: dict[str, Any] = {"machine": describe_machine(), "device": str(ranks.device)}
-    report["kernels"] = check_kernels(ranks.device)
-    report["device_memory"] = check_device_memory()
-    for name in arguments.recipe or ["golf/baseline", "golf/partial-rope"]:
-        run = load_recipe(name, arguments.overrides)
-        report[name] = check_model(run, ranks.device) | time_steps(run, ranks)
-        report[name]["training"] = train_for(run, arguments.seconds, ranks)
-        print(json.dumps({name: report[name]}, indent=2), flush=True)
-    print(json.dumps(report["machine"] | report["kernels"] | report["device_memory"], indent=2))
-    if arguments.out:
-        write_atomic(arguments.out / "gpu_check.json", json.dumps(report, indent=2).encode())
+    parts: dict[str, Callable[[], Any]] = {}
+    runs = [
+        load_recipe(name, ['train.kernels="auto"', *arguments.overrides])
+        for name in arguments.recipe or ["golf/baseline", "golf/partial-rope"]
+    ]
+    # What is most worth knowing comes first, in case the time is cut short.
+    if "kernels" not in skipped:
+        parts["newton_schulz"] = lambda: check_newton_schulz(ranks.device)
+        parts[f"kernels at {runs[-1].name}"] = lambda: check_kernels(runs[-1], ranks)
+    for run in runs:
+        if "bench" not in skipped:
+            parts[f"model {run.name}"] = lambda run=run: check_model(run, ranks.device)
+            parts[f"bench {run.name}"] = lambda run=run: bench(
+                run, ranks, rounds=arguments.rounds, compare=True, say=say
+            ).to_dict()
+    if "training" not in skipped:
+        parts[f"training {runs[-1].name}"] = lambda: train_for(runs[-1], arguments.seconds, ranks)
+    if "device_memory" not in skipped:
+        parts["device_memory"] = check_device_memory
+    if "tests" not in skipped:
+        parts["tests"] = run_tests
+    for name, part in parts.items():
+        attempt(name, part, report)
+        if arguments.out:  # after every part: what was found stays found
+            write_atomic(arguments.out / "gpu_check.json", json.dumps(report, indent=2).encode())
+    print(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 runs/<time>-<recipe>-s<seed>/   recipe.toml  track.toml  environment.json  train.log
     metrics.jsonl  ledger.jsonl  checkpoint/  weights.safetensors  submission/  verdict.json
+    samples.jsonl  report.html
 """
 
 from __future__ import annotations

@@ -9,7 +9,23 @@ from typing import Any
 import typer
 
 from speedrun import __version__
-from speedrun.cli import compress, data, pack, recipes, records, run, tracks, verify
+from speedrun.cli import (
+    bench,
+    compress,
+    data,
+    doctor,
+    judge,
+    pack,
+    recipes,
+    records,
+    report,
+    run,
+    runs,
+    submit,
+    tracks,
+    verify,
+    watch,
+)
 from speedrun.cli.signals import exit_cleanly
 from speedrun.errors import SpeedrunError
 
@@ -32,6 +48,21 @@ app.command(
     epilog="Example: speedrun run --budget 60s --recipe pocket/default",
 )(run.run)
 app.command(
+    "watch",
+    short_help="Follow a run on the terminal.",
+    epilog="Example: speedrun watch",
+)(watch.watch)
+app.command(
+    "runs",
+    short_help="List the runs made here; filter, compare, export.",
+    epilog="Example: speedrun runs --best 5 --track pocket",
+)(runs.runs)
+app.command(
+    "report",
+    short_help="Write a page about a run, or several laid over one another.",
+    epilog="Example: speedrun report runs/RUN-A runs/RUN-B --out both.html",
+)(report.report)
+app.command(
     "pack",
     short_help="Pack a run again, with other bits or another codec.",
     epilog="Example: speedrun pack runs/RUN --codec best",
@@ -42,6 +73,16 @@ app.command(
     epilog="Example: speedrun verify runs/RUN/submission",
 )(verify.verify)
 app.command(
+    "submit",
+    short_help="Write the folder to hand in from one run for each seed.",
+    epilog="Example: speedrun submit runs/*/ --out submissions/mine",
+)(submit.submit)
+app.command(
+    "judge",
+    short_help="Judge a queue of submissions, unattended.",
+    epilog="Example: speedrun judge submissions --out judged --jobs 2",
+)(judge.judge)
+app.command(
     "compress",
     short_help="Compress a file with a submission's predictions.",
     epilog="Example: speedrun compress notes.txt --model runs/RUN/submission",
@@ -51,6 +92,16 @@ app.command(
     short_help="Give back a compressed file.",
     epilog="Example: speedrun decompress notes.txt.lm --model runs/RUN/submission",
 )(compress.decompress)
+app.command(
+    "bench",
+    short_help="Measure a recipe's step on this machine.",
+    epilog="Example: speedrun bench --recipe golf/baseline --compare",
+)(bench.bench)
+app.command(
+    "doctor",
+    short_help="Say whether this machine is ready, and what to mend.",
+    epilog="Example: speedrun doctor",
+)(doctor.doctor)
 app.add_typer(records.app, name="records")
 app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipes")

@@ -16,6 +16,8 @@ from speedrun.cli.training import train_run
 from speedrun.clock import Clock, Ledger
 from speedrun.config import RunConfig
 from speedrun.data.dataset import Dataset, check_vocab
+from speedrun.pages.report import REPORT, write_report
+from speedrun.pages.samples import write_samples
 from speedrun.ranks import Ranks
 from speedrun.records.runs import RunRow, append_run
 from speedrun.tracks.load import Track
@@ -45,10 +47,12 @@ def run_once(
     *,
     author: str,
     overlap: Mapping[str, str],
+    samples: int = 0,
 ) -> Finished:
     """Train, pack, score and judge one run in `folder`, continuing where it was interrupted.
 
     `overlap` goes into the ledger: what is known of validation documents in the training shards.
+    `samples` is how many continuations of the packed model the report shows.
 
     Raises
         RunInterruptedError: a signal came; the checkpoint is on disk.
@@ -100,6 +104,9 @@ def run_once(
         ),
         folder.parent,
     )
+    if samples:
+        write_samples(folder, dataset, count=samples)
+    write_report([folder], folder / REPORT)
     return Finished(folder=folder, run=run, trained=trained, packed=packed, verdict=verdict)
 
 

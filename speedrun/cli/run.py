@@ -64,6 +64,9 @@ def run(
     allow_overlap: bool = typer.Option(
         False, "--allow-overlap", help="Train even if validation text is in training."
     ),
+    samples: int = typer.Option(
+        3, metavar="N", min=0, max=20, help="Continuations in report.html; 0 writes none."
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Say what would run, and stop."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON, one line for each run."),
 ) -> None:
@@ -111,7 +114,14 @@ def run(
                 continue
             with open_screen(each.train.budget_s, as_json=as_json) as screen:
                 done = pipeline.run_once(
-                    each, chosen, dataset, folder, screen, author=author, overlap=overlap
+                    each,
+                    chosen,
+                    dataset,
+                    folder,
+                    screen,
+                    author=author,
+                    overlap=overlap,
+                    samples=samples,
                 )
         _print_finished(done, chosen, as_json=as_json)
         exit_code = max(exit_code, done.verdict.exit_code)

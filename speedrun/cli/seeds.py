@@ -27,7 +27,8 @@ from speedrun.errors import (
 from speedrun.pack.container import read_header
 from speedrun.pack.submission import MODEL_NAME
 from speedrun.recipes.load import load_recipe
-from speedrun.records.record import list_records, read_record
+from speedrun.records.record import list_records, read_record, standing_record
+from speedrun.records.record import scores as record_scores
 from speedrun.records.runs import TABLE, RunRow, read_runs
 from speedrun.stats import Summary, summarise
 from speedrun.tracks.load import Track
@@ -94,8 +95,10 @@ def read_standing(text: str, track: Track, dataset: Dataset | None) -> list[floa
         return scores
     if (folder / "record.json").exists():
         record = read_record(folder)
-    elif records := list_records(folder, track.name):
-        record = records[0]
+    elif found := standing_record(
+        list_records(folder, track.name), track, dataset.fingerprint if dataset else None
+    ):
+        record = found
     else:
         return None
     expected = {"track": track.name, "track_version": track.version}
@@ -107,7 +110,7 @@ def read_standing(text: str, track: Track, dataset: Dataset | None) -> list[floa
                 f"{record.name}: {key} is {getattr(record, key)!r}, here it is {value!r}; scores "
                 "compare within one of them only"
             )
-    return [seed.val_bpb for seed in record.seeds]
+    return record_scores(record)
 
 
 def judge_together(
@@ -118,6 +121,7 @@ def judge_together(
     against: bool,
     standing: Sequence[float] | None,
     runs: Path | None,
+    more: Sequence[RuleResult] = (),
 ) -> Together:
     """Mean, spread, significance if a record is named, and warnings.
 
@@ -127,18 +131,18 @@ def judge_together(
         against: Whether `--against` was given.
         standing: What it named; see `read_standing`.
         runs: Folder of the table of local runs; by default wherever the submissions lie.
+        more: Results of other rules about all of them.
     """
     claims = [_claims(folder) for folder in submissions]
-    recipes = [_settings(folder) for folder in submissions]
+    recipes = [settings_of(folder) for folder in submissions]
     seeds = tuple(claim["seed"] for claim in claims if type(claim.get("seed")) is int)
     found = [verdict.measurement for verdict in verdicts if verdict.measurement is not None]
     scores = [measurement.bpb for measurement in found]
     is_whole = len(found) == len(verdicts)
-    places = [runs] if runs else _tables(submissions)
-    others = _undeclared(claims, recipes[0], track, places)
+    others = undeclared_runs(submissions, track, runs)
     warnings = [*_seed_warnings(seeds), *_run_warnings(others, len(submissions))]
-    results: list[RuleResult] = []
-    if mixed := _differences(recipes):
+    results: list[RuleResult] = [*more]
+    if mixed := differences(recipes):
         warnings.append(f"these are not seeds of one recipe: they differ in {mixed}")
     if against:
         if mixed or not is_whole:
@@ -237,7 +241,7 @@ def _tables(submissions: Sequence[Path]) -> list[Path]:
     return [place for place in dict.fromkeys(places) if (place / TABLE).is_file()]
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+def settings_of(folder: Path) -> dict[str, Any]:
     """What `model.srz` says about its run, or about the predictor if there was none."""
     try:
         meta = read_header((folder / MODEL_NAME).read_bytes()).meta
@@ -246,13 +250,13 @@ def _settings(folder: Path) -> dict[str, Any]:
     return meta["run"] if isinstance(meta.get("run"), dict) else meta
 
 
-def _undeclared(
-    claims: Sequence[dict[str, Any]],
-    recipe: dict[str, Any],
-    track: Track,
-    places: Sequence[Path],
-) -> list[RunRow]:
-    """Runs of this recipe in the local tables that were not handed in."""
+def undeclared_runs(submissions: Sequence[Path], track: Track, runs: Path | None) -> list[RunRow]:
+    """Runs of this recipe in the local tables that were not handed in.
+
+    The table is in the folder `runs`, by default wherever the submissions lie.
+    """
+    places = [runs] if runs else _tables(submissions)
+    claims, recipe = [_claims(folder) for folder in submissions], settings_of(submissions[0])
     handed_in = {
         (claim.get("seed"), claim.get("step_stop"), _rounded(claim.get("wallclock_seconds")))
         for claim in claims
@@ -279,10 +283,10 @@ def _is_same(folder: Path, recipe: dict[str, Any]) -> bool:
         ran = load_recipe(str(folder / "recipe.toml")).to_dict()
     except (OSError, SpeedrunError):
         return True
-    return not _differences([json.loads(json.dumps(ran)), recipe])
+    return not differences([json.loads(json.dumps(ran)), recipe])
 
 
-def _differences(recipes: Sequence[dict[str, Any]]) -> str:
+def differences(recipes: Sequence[dict[str, Any]]) -> str:
     """The first setting in which recipes differ; seeds and packing do not count."""
     first = recipes[0]
     for other in recipes[1:]:

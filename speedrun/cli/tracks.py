@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import typer
 
-app = typer.Typer(help="Contests and their limits: list, show.", no_args_is_help=True)
+app = typer.Typer(help="Contests and their limits: list, show, rules.", no_args_is_help=True)
 
 _JSON = typer.Option(False, "--json", help="Print JSON instead of text.")
 
@@ -37,3 +38,27 @@ def show(
 
     values = load_track(name).to_dict()
     print(json.dumps(values, indent=2) if as_json else tomli_w.dumps(values).rstrip())
+
+
+@app.command("rules", epilog="Example: speedrun tracks rules pocket --out RULES.md")
+def rules(
+    name: str = typer.Argument(metavar="TRACK", help="Track name, or a path to a .toml file."),
+    out: Path | None = typer.Option(None, metavar="FILE", help="Write here instead of printing."),
+    as_json: bool = _JSON,
+) -> None:
+    """Write the rules of a contest as a Markdown page.
+
+    All of it is from the track file and the conditions that the judge asks.
+    """
+    from speedrun.files import write_atomic
+    from speedrun.records.rules_page import rules_page
+    from speedrun.tracks.load import load_track
+
+    track = load_track(name)
+    page = rules_page(track)
+    if out is not None:
+        write_atomic(out, page.encode())
+    if as_json:
+        print(json.dumps({"track": track.to_dict(), "page": page}, indent=2))
+    else:
+        print(page.rstrip() if out is None else f"{out}: rules of {track.name} v{track.version}")

@@ -25,7 +25,9 @@ class Level(StrEnum):
 
 def verify(
     submissions: list[Path] | None = typer.Argument(
-        None, metavar="SUBMISSION", help="Submission folders: one, or one for each seed."
+        None,
+        metavar="SUBMISSION",
+        help="Submission folders: one of all seeds, or one for each.",
     ),
     level: Level = typer.Option(
         Level.score,
@@ -88,10 +90,14 @@ def verify(
     from speedrun.data.corpus import open_corpus
     from speedrun.errors import DataError
     from speedrun.files import write_atomic
+    from speedrun.pack.parts import every_seed, part_folders
     from speedrun.tracks.load import load_track
     from speedrun.verify.judge import verify_submission
     from speedrun.verify.verdict import print_verdict
+    from speedrun.verify.whole import whole
 
+    wholes = [folder for folder in submissions if part_folders(folder)]
+    submissions = every_seed(submissions)
     chosen = load_track(track or claimed_track(submissions[0]))
     dataset = None
     if level is not Level.static or retrain:
@@ -129,9 +135,15 @@ def verify(
             show=_show,
         )
     together = None
-    if len(submissions) > 1 or against:
+    if len(submissions) > 1 or against or wholes:
         together = seeds.judge_together(
-            submissions, verdicts, chosen, against=bool(against), standing=standing, runs=runs
+            submissions,
+            verdicts,
+            chosen,
+            against=bool(against),
+            standing=standing,
+            runs=runs,
+            more=[whole(folder) for folder in wholes],
         )
     found: list[Any] = [verdict.to_dict() for verdict in verdicts]
     text = json.dumps([*found, together.to_dict()] if together else found[0], indent=2)

@@ -1,10 +1,15 @@
 """Soft-capped cross-entropy: from raw logits to mean nats."""
 
-# N predictions, V alphabet
+# N predictions, C channels, V alphabet
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from speedrun.kernels.choose import is_chosen_to_learn
+
+LARGEST_CAP = 40.0
+"""Fused kernels sum exp(logit - cap), which with a larger cap could vanish in float32."""
 
 
 def softcap(logits_NV: Tensor, cap: float) -> Tensor:
@@ -20,6 +25,11 @@ def softcap_cross_entropy(logits_NV: Tensor, targets_N: Tensor, cap: float) -> T
         targets_N  (N,)    int64, 0..V-1
         result     ()      float32
     """
+    if cap <= LARGEST_CAP and is_chosen_to_learn("cross_entropy"):
+        from speedrun.kernels.fused.cross_entropy import softcap_nats
+
+        nats_N: Tensor = softcap_nats(logits_NV, targets_N, cap)[0]
+        return nats_N.mean()
     return F.cross_entropy(softcap(logits_NV.float(), cap), targets_N)
 
 
@@ -30,3 +40,33 @@ def softcap_cross_entropy_ref(logits_NV: Tensor, targets_N: Tensor, cap: float) 
         for row_V, target in zip(logits_NV.float(), targets_N.tolist(), strict=True)
     ]
     return torch.stack(nats).mean()
+
+
+def head_cross_entropy(
+    hidden_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, cap: float
+) -> Tensor:
+    """`softcap_cross_entropy` of hidden W^T; where it is chosen, a chunk of rows at a time.
+
+    Shapes
+        hidden_NC  (N, C)  any floating dtype, in which the product is computed
+        weight_VC  (V, C)  any floating dtype
+        targets_N  (N,)    int64, 0..V-1
+        result     ()      float32
+    """
+    weight_VC = weight_VC.to(hidden_NC.dtype)
+    if cap <= LARGEST_CAP and is_chosen_to_learn("head"):
+        from speedrun.kernels.fused.cross_entropy import head_nats
+
+        nats: Tensor = head_nats(hidden_NC, weight_VC, targets_N, cap)[0]
+        return nats
+    return softcap_cross_entropy(head_product(hidden_NC, weight_VC), targets_N, cap)
+
+
+def head_product(hidden: Tensor, weight_VC: Tensor) -> Tensor:
+    """Raw logits hidden W^T, (..., C) -> (..., V); while learning in 8-bit floats if so chosen."""
+    if is_chosen_to_learn("fp8_head"):
+        from speedrun.kernels.fused.fp8 import fp8_product
+
+        product: Tensor = fp8_product(hidden.flatten(0, -2), weight_VC)
+        return product.view(*hidden.shape[:-1], -1)
+    return F.linear(hidden, weight_VC)

@@ -7,6 +7,8 @@ import functools
 import torch
 from torch import Tensor
 
+from speedrun.kernels.symmetric import gram, squared_gram
+
 Coefficients = tuple[tuple[float, float, float], ...]
 """a, b, c of a*x + b*x^3 + c*x^5, applied to every singular value: a triple for each step, of which
 the last serves all further ones."""
@@ -59,10 +61,7 @@ def newton_schulz(
     x_NRC = x_NRC / (x_NRC.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
     for step in range(steps):
         a, b, c = coefficients[min(step, len(coefficients) - 1)]
-        gram_NRR = x_NRC @ x_NRC.mT
-        x_NRC = torch.baddbmm(
-            x_NRC, torch.baddbmm(gram_NRR, gram_NRR, gram_NRR, beta=b, alpha=c), x_NRC, beta=a
-        )
+        x_NRC = torch.baddbmm(x_NRC, squared_gram(gram(x_NRC), b, c), x_NRC, beta=a)
     result_NRC: Tensor = x_NRC.mT if is_tall else x_NRC
     return result_NRC.reshape(updates_NRC.shape)
 

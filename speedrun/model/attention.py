@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speedrun.config import ModelConfig
+from speedrun.kernels.attention import causal_attention
+from speedrun.kernels.exclusive import exclude_own_value
 from speedrun.kernels.rms_norm import rms_norm
 from speedrun.model.linear import Linear
 from speedrun.model.positions import rotate
@@ -37,35 +39,14 @@ class Attention(nn.Module):
         """(B, T, C) -> (B, T, C), dtype of x; `rotary` is a `positions.rotary_table` for T."""
         H, K = self.num_heads, self.num_kv_heads
         # One product for three: stored apart as the field names them, joined while they are used.
-        joined = torch.cat((self.c_q.weight, self.c_k.weight, self.c_v.weight)).to(x_BTC.dtype)
+        layers = (self.c_q, self.c_k, self.c_v)
+        joined = torch.cat([layer.matrix(x_BTC.dtype) for layer in layers])
         qkv_BTHD = F.linear(x_BTC, joined).view(*x_BTC.shape[:2], H + 2 * K, -1)
         qk_BTHD, v_BTKD = qkv_BTHD.tensor_split((H + K,), dim=2)
         q_BTHD, k_BTKD = rotate(rms_norm(qk_BTHD), rotary).tensor_split((H,), dim=2)
         q_BTHD = q_BTHD * self.q_gain.to(x_BTC.dtype)[:, None]
-        y_BTHD = F.scaled_dot_product_attention(
-            q_BTHD.transpose(1, 2),
-            k_BTKD.transpose(1, 2),
-            v_BTKD.transpose(1, 2),
-            is_causal=True,
-            enable_gqa=H != K,
-        ).transpose(1, 2)
+        y_BTHD = causal_attention(q_BTHD, k_BTKD, v_BTKD)
         if self.is_exclusive:
             y_BTHD = exclude_own_value(y_BTHD, v_BTKD)
         out: Tensor = self.proj(y_BTHD.flatten(2))
         return out
-
-
-def exclude_own_value(y_BTHD: Tensor, v_BTKD: Tensor) -> Tensor:
-    """Remove from each head's output its component along the token's own value.
-
-    Shapes
-        y_BTHD  (B, T, H, D)  attention output; the result has its shape and dtype
-        v_BTKD  (B, T, K, D)  values as attended to: neither normalised nor rotated
-
-    Source
-        Exclusive self attention: arXiv:2603.09078, as in parameter-golf PR #265.
-    """
-    y_BTKGD = y_BTHD.view(*v_BTKD.shape[:3], -1, v_BTKD.size(3))
-    u_BTK1D = F.normalize(v_BTKD, dim=-1, eps=1e-12).to(y_BTHD.dtype).unsqueeze(3)
-    shared_BTKG1 = (y_BTKGD * u_BTK1D).sum(-1, keepdim=True).to(y_BTHD.dtype)
-    return (y_BTKGD - shared_BTKG1 * u_BTK1D).view_as(y_BTHD)

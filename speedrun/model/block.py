@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from speedrun.config import ModelConfig
-from speedrun.kernels.rms_norm import rms_norm
+from speedrun.kernels.rms_norm import mix_and_norm
 from speedrun.model.attention import Attention
 from speedrun.model.mlp import MLP
 
@@ -33,10 +33,9 @@ class Block(nn.Module):
         """(B, T, C) -> (B, T, C), one dtype throughout; `first_BTC` is what entered block 0."""
         dtype = x_BTC.dtype
         keep_C, recall_C = self.resid_mix.to(dtype).unbind()
-        x_BTC = keep_C * x_BTC + recall_C * first_BTC
-        x_BTC = x_BTC + self.attn_scale.to(dtype) * self.attn(self._norm(x_BTC), rotary)
-        out_BTC: Tensor = x_BTC + self.mlp_scale.to(dtype) * self.mlp(self._norm(x_BTC))
+        x_BTC, normed_BTC = mix_and_norm(x_BTC, first_BTC, keep_C, recall_C, self.norm_scale)
+        attended_BTC = self.attn(normed_BTC, rotary)
+        attn_scale_C = self.attn_scale.to(dtype)
+        x_BTC, normed_BTC = mix_and_norm(x_BTC, attended_BTC, None, attn_scale_C, self.norm_scale)
+        out_BTC: Tensor = x_BTC + self.mlp_scale.to(dtype) * self.mlp(normed_BTC)
         return out_BTC
-
-    def _norm(self, x_BTC: Tensor) -> Tensor:
-        return rms_norm(x_BTC) * self.norm_scale if self.norm_scale != 1 else rms_norm(x_BTC)

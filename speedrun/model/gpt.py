@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from speedrun.config import ModelConfig
-from speedrun.kernels.cross_entropy import softcap, softcap_cross_entropy
+from speedrun.kernels.cross_entropy import (
+    head_cross_entropy,
+    head_product,
+    softcap,
+    softcap_cross_entropy,
+)
 from speedrun.kernels.rms_norm import rms_norm
 from speedrun.model.block import Block
 from speedrun.model.embedding import BigramHash, Embedding, SmearGate
@@ -90,10 +95,13 @@ class GPT(nn.Module):
         blocks = ids_BT.reshape(-1, length)
         hidden_BTC = self.run_blocks(self.embed(blocks), recompute=recompute)
         hidden_NC = rms_norm(hidden_BTC).flatten(0, 1)
-        raw_NV, targets_N = self.head(hidden_NC), targets_BT.flatten()
+        targets_N, cap = targets_BT.flatten(), self.config.logit_softcap
+        if not facts and self.training:
+            return head_cross_entropy(hidden_NC, self.head_weight, targets_N, cap)
+        raw_NV = self.head(hidden_NC)
         if not facts:
-            return softcap_cross_entropy(raw_NV, targets_N, self.config.logit_softcap)
-        logits_NV = softcap(raw_NV.float(), self.config.logit_softcap)
+            return softcap_cross_entropy(raw_NV, targets_N, cap)
+        logits_NV = softcap(raw_NV.float(), cap)
         if self.ngram is not None:
             counted_NV, *facts_left = facts
             logits_NV = self.ngram(logits_NV, hidden_NC, counted_NV)
@@ -155,8 +163,12 @@ class GPT(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits before the cap: (..., C) normalised -> (..., V), dtype of `hidden`."""
-        weight = self.tok_emb.weight if self.lm_head is None else self.lm_head.weight
-        return F.linear(hidden, weight.to(hidden.dtype))
+        return head_product(hidden, self.head_weight.to(hidden.dtype))
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output matrix (V, C), float32; the token embedding where they are tied."""
+        return self.tok_emb.weight if self.lm_head is None else self.lm_head.weight
 
 
 def count_parameters(config: ModelConfig) -> int:

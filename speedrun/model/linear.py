@@ -18,4 +18,8 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs), dtype of x."""
-        return F.linear(x, self.weight.to(x.dtype))
+        return F.linear(x, self.matrix(x.dtype))
+
+    def matrix(self, dtype: torch.dtype) -> Tensor:
+        """The weight as every product takes it: also those that join or fuse several layers."""
+        return self.weight.to(dtype)

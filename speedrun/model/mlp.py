@@ -2,10 +2,10 @@
 
 # B batch, T tokens, C channels
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speedrun.config import ModelConfig
+from speedrun.kernels.mlp import relu2_mlp, squared_relu
 from speedrun.model.linear import Linear
 
 SLOPES = {"relu2": 0.0, "leaky_relu2": 0.5}
@@ -27,7 +27,9 @@ class MLP(nn.Module):
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C), dtype of x."""
-        hidden = self.fc(x_BTC)
-        hidden = F.leaky_relu(hidden, self.slope) if self.slope else F.relu(hidden)
-        out: Tensor = self.proj(hidden.square())
+        if self.training:
+            fc_HC, proj_CH = (layer.matrix(x_BTC.dtype) for layer in (self.fc, self.proj))
+            return relu2_mlp(x_BTC, fc_HC, proj_CH, self.slope)
+        # By its parts, which calibration watches.
+        out: Tensor = self.proj(squared_relu(self.fc(x_BTC), self.slope))
         return out

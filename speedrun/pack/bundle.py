@@ -30,6 +30,9 @@ _ROOT = Path(__file__).parents[2]
 
 _HOST = f"{PACKAGE}.pack.host"
 _FITTED = f"{PACKAGE}.fitted"
+_FUSED = f"{PACKAGE}.kernels.fused"
+_KERNELS = (_FUSED, f"{PACKAGE}.train.fast_paths")
+"""Modules that are imported only where `train.kernels` is not off."""
 
 TWIN_NAME = "train_gpt.source.txt"
 _TWIN_HEAD = "# The modules of train_gpt.py as they were written, before they were minified.\n"
@@ -323,6 +326,8 @@ def _sources(
 ) -> dict[str, str]:
     """All modules of a bundle by name, as they were written, and the one that says what to run."""
     sources = closure(entry_module, root)
+    if run.train.kernels == "off":
+        sources = {name: text for name, text in sources.items() if not name.startswith(_KERNELS)}
     # Only what differs from the defaults: config.py travels too.
     values = _differences(run.to_dict(), RunConfig(name="").to_dict()) | {"name": run.name}
     start = f"from {entry_module} import main\n"
@@ -373,7 +378,8 @@ def _minify(source: str, name: str) -> str:
     import python_minifier
 
     # Triton compiles the source it finds: argument names and `tl.constexpr` belong to its language.
-    plain = "tl.constexpr" in source
+    # torch reads an operation's schema from its annotations.
+    plain = "tl.constexpr" in source or "custom_op(" in source
     try:
         # Hoisted literals make text shorter and its compressed form longer.
         return str(
@@ -416,7 +422,9 @@ def _check_top(name: str, tree: ast.Module) -> None:
     statements = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     for node in statements:
         for imported in _imports(ast.Module([node], [])):
-            if (first := imported.partition(".")[0]) not in _AT_TOP:
+            first = imported.partition(".")[0]
+            # Kernels are written in Triton, and imported only where it was found.
+            if first not in _AT_TOP and (first, name.startswith(_FUSED)) != ("triton", True):
                 raise PackError(
                     f"module {name}, line {node.lineno}, imports {first} when it is loaded; a "
                     "submission runs with torch, numpy and zstandard, so import it where it is used"

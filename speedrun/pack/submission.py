@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import stat
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from speedrun.errors import SubmissionError
-from speedrun.files import atomic_path
+from speedrun.files import atomic_path, sha256_file
 from speedrun.tracks.load import Track
 
 SCHEMA_VERSION = 1
@@ -97,7 +96,7 @@ def write_submission(
         CODE_NAME: bundle,
         MODEL_NAME: weights_bytes,
         "README.md": _readme(facts, size, track).encode(),
-        "submission.json": _json(claims, "submission.json"),
+        "submission.json": to_json(claims, "submission.json"),
     }
     for name, path in logs.items():
         if not name or PurePosixPath(name).name != name or name.startswith(".") or "\\" in name:
@@ -106,16 +105,26 @@ def write_submission(
             files[f"logs/{name}"] = path.read_bytes()
         except OSError as error:
             raise SubmissionError(f"log {name!r} cannot be read: {error}") from error
-    listed = {
-        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        for name, data in files.items()
-    }
-    files[MANIFEST_NAME] = _json({"schema_version": SCHEMA_VERSION, "files": listed}, MANIFEST_NAME)
     with atomic_path(out) as folder:
         (folder / "logs").mkdir(parents=True)
         for name, data in files.items():
             (folder / name).write_bytes(data)
+        write_manifest(folder)
     return size
+
+
+def write_manifest(folder: Path) -> None:
+    """List every file below a folder, with its bytes and hash, in the folder's `manifest.json`."""
+    names = sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
+    listed = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
+        for name in names
+        if name != MANIFEST_NAME
+    }
+    values = {"schema_version": SCHEMA_VERSION, "files": listed}
+    (folder / MANIFEST_NAME).write_bytes(to_json(values, MANIFEST_NAME))
 
 
 def read_manifest(folder: Path) -> dict[str, FileEntry]:
@@ -209,7 +218,12 @@ Its code answers a judge on stdin and stdout, and needs no `speedrun` for it:
 """
 
 
-def _json(values: dict[str, Any], name: str) -> bytes:
+def to_json(values: dict[str, Any], name: str) -> bytes:
+    """The bytes of a JSON file of ours.
+
+    Raises
+        SubmissionError: a number is not finite.
+    """
     try:
         return (json.dumps(values, indent=2, allow_nan=False) + "\n").encode()
     except ValueError as error:

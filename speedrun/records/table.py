@@ -1,11 +1,14 @@
-"""Records and runs as tables: Markdown between two markers of a README, and on a terminal."""
+"""Records and runs as tables: Markdown between two markers of a README, CSV, and on a terminal."""
 
 from __future__ import annotations
 
+import csv
 import datetime
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -13,7 +16,7 @@ from rich.text import Text
 
 from speedrun.errors import RecordError
 from speedrun.files import write_atomic
-from speedrun.records.record import Record
+from speedrun.records.record import Record, Standing
 from speedrun.records.runs import RunRow
 
 BEGIN, END = "<!-- records:begin -->", "<!-- records:end -->"
@@ -24,19 +27,59 @@ def markdown_table(records: Sequence[Record], *, link_root: str = "records") -> 
     if not records:
         return ""
     rows = [
-        "| val_bpb | spread | seeds | record | track | author | date | bytes |",
-        "|---" * 8 + "|",
+        "| val_bpb | spread | seeds | record | track | author | date | bytes | status |",
+        "|---" * 9 + "|",
     ]
-    for record in sorted(records, key=lambda record: record.val_bpb.mean):
-        found = record.val_bpb
-        largest = max(seed.num_bytes for seed in record.seeds)
-        link = f"[{record.slug}]({link_root}/{record.track}/{record.name})"
+    for record in _ranked(records):
+        found, size = record.val_bpb, record.largest_bytes
+        track = f"{record.track} v{record.track_version}" if record.track_version else record.track
         rows.append(
-            f"| {found.mean:.4f} | {found.spread:.4f} | {found.num_seeds} | {link} | "
-            f"{record.track} v{record.track_version} | {_cell(record.author)} | {record.date} | "
-            f"{largest:,} |"
+            f"| {_struck(f'{found.mean:.4f}', record)} "
+            f"| {f'{found.spread:.4f}' if found.num_seeds > 1 else ''} "
+            f"| {len(record.seeds) or ''} | {_name(record, link_root)} | {track} "
+            f"| {cell(record.author)} | {record.date} | {'' if size is None else f'{size:,}'} "
+            f"| {status_words(record)} |"
         )
     return "\n".join(rows) + "\n"
+
+
+def csv_table(records: Sequence[Record]) -> str:
+    """The same as CSV, figures in full; what is unknown is empty."""
+    rows = [_csv_row(record) for record in _ranked(records)]
+    target = io.StringIO()
+    writer = csv.DictWriter(target, [*rows[0]] if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return target.getvalue()
+
+
+def _csv_row(record: Record) -> dict[str, Any]:
+    found = record.val_bpb
+    return {
+        "track": record.track,
+        "track_version": record.track_version or None,
+        "name": record.name,
+        "author": record.author,
+        "github_id": record.github_id,
+        "date": record.date,
+        "val_bpb": found.mean,
+        "val_bpb_std": found.spread if found.num_seeds > 1 else None,
+        "seeds": len(record.seeds) or None,
+        "claimed_bpb": record.claimed_bpb,
+        "bytes": record.largest_bytes,
+        "status": status_words(record),
+        "based_on": record.based_on,
+        "source": record.source,
+        "hardware": record.hardware,
+        "summary": record.summary,
+    }
+
+
+def status_words(record: Record) -> str:
+    """What a reader should know before the score."""
+    if record.withdrawn is not None:
+        return f"withdrawn {record.withdrawn.date}: {cell(record.withdrawn.reason)}"
+    return record.status.words
 
 
 def update_readme(path: Path, table: str) -> None:
@@ -57,15 +100,18 @@ def update_readme(path: Path, table: str) -> None:
     write_atomic(path, f"{before}{BEGIN}\n{table}{END}{after}".encode())
 
 
-def records_table(records: Sequence[Record]) -> Table:
-    """For a terminal; best first."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("val_bpb", "record", "track", "author", "date"):
-        table.add_column(heading, overflow="fold")
-    for record in sorted(records, key=lambda record: record.val_bpb.mean):
-        track = f"{record.track} v{record.track_version}"
-        cells = (str(record.val_bpb), record.slug, track, record.author, record.date)
-        table.add_row(*map(Text, cells))
+def records_table(records: Sequence[Record], *, title: str = "") -> Table:
+    """For a terminal, best first; fits 80 columns, so the track goes into the title."""
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("val_bpb", "spread", "n", "record", "author", "date", "status"):
+        is_number = heading in ("val_bpb", "spread", "n")
+        table.add_column(heading, justify="right" if is_number else "left", overflow="fold")
+    for record in _ranked(records):
+        found, num_seeds = record.val_bpb, len(record.seeds)
+        spread = f"{found.spread:.4f}" if num_seeds > 1 else ""
+        status = "withdrawn" if record.withdrawn else record.status.value
+        cells = (f"{found.mean:.4f}", spread, str(num_seeds or ""), record.slug, record.author)
+        table.add_row(*map(Text, (*cells, record.date, status)))
     return table
 
 
@@ -83,14 +129,30 @@ def runs_table(rows: Sequence[RunRow], *, title: str = "") -> Table:
     return table
 
 
+def cell(text: str) -> str:
+    """Text that cannot leave its cell of a Markdown table, nor call anybody."""
+    return re.sub(r"[|<>\[\]\r\n`]", " ", text).replace("@", "@\u200b")
+
+
+def _ranked(records: Sequence[Record]) -> list[Record]:
+    return sorted(records, key=lambda record: record.val_bpb.mean)
+
+
+def _name(record: Record, link_root: str) -> str:
+    """The record, linked to its folder if it has one here, else to where it was published."""
+    if record.status is not Standing.PUBLISHED:
+        return f"[{record.slug}]({link_root}/{record.track}/{record.name})"
+    is_link = re.fullmatch(r"https://[\w./#?=&%+-]+", record.source)
+    return f"[{record.slug}]({record.source})" if is_link else cell(record.slug)
+
+
+def _struck(score: str, record: Record) -> str:
+    return f"~~{score}~~" if record.withdrawn else score
+
+
 def _when(time: str) -> str:
     """`11-22 10:55` by the clock on the wall; a time that is none stays as it is."""
     try:
         return datetime.datetime.fromisoformat(time).astimezone().strftime("%m-%d %H:%M")
     except ValueError:
         return time
-
-
-def _cell(text: str) -> str:
-    """Text that cannot leave its cell of a Markdown table."""
-    return re.sub(r"[|<>\[\]\r\n`]", " ", text)

@@ -94,6 +94,11 @@ def train(
         model = build_model(run.model, seed=run.seed).to(ranks.device)
         optimizers = build_optimizers(model, run.optim, ranks)
         average = WeightAverage(model, run.average)
+        if run.train.kernels != "off":
+            from speedrun.train.fast_paths import settle_fast_paths
+
+            for line in settle_fast_paths(run, ranks):
+                log.line(line)
         step_once = Step(model, optimizers, run, ranks, log.line)
         state = _State(model, optimizers, average)
         log.line(f"model_params:{sum(p.numel() for p in model.parameters())}")

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from speedrun.config import RunConfig, TrainConfig
 from speedrun.errors import ConfigError, TrainError
@@ -48,6 +49,8 @@ class Step:
             ConfigError: the global batch cannot be dealt evenly to ranks and micro-batches.
         """
         self.run, self.ranks, self.model = run, ranks, model
+        # Names the phases of a step in a trace; `measure.bench` puts a stopwatch here.
+        self.phase: Callable[[str], AbstractContextManager[object]] = record_function
         self.optimizers, self.note = optimizers, note
         self.muons = [each for each in optimizers if isinstance(each, Muon)]
         self.small = [
@@ -107,12 +110,14 @@ class Step:
         """
         apply_schedule(self.optimizers, progress, self.run)
         total = self._accumulate(inputs, targets, self._loss_at(progress))
-        for muon in self.muons:
-            muon.send_gradients()
-        told = self._share(total, say)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        with self.phase("communication"):
+            for muon in self.muons:
+                muon.send_gradients()
+            told = self._share(total, say)
+        with self.phase("optimiser"):
+            for optimizer in self.optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
         return told
 
     @torch.no_grad()
@@ -146,9 +151,10 @@ class Step:
                 total = torch.zeros(1, device=self.ranks.device)
                 share = 1 / (self.micro_batches * self.ranks.world)
                 for part in self._parts(inputs, targets):
-                    with self._autocast():
+                    with self.phase("forward"), self._autocast():
                         loss = loss_of(*part, *self.model.read(*part)) * share
-                    torch.autograd.backward(loss)
+                    with self.phase("backward"):
+                        torch.autograd.backward(loss)
                     total += loss.detach()
                 return total
             except RuntimeError as error:

@@ -237,13 +237,22 @@ def _not_run(level: Level, why: str) -> list[RuleResult]:
 def _run(question: Question) -> tuple[list[RuleResult], Measurement | None]:
     """Results of all rules that need the predictor, and the measurement if it got to the end."""
     results, scored = _score(question)
-    if question.level in LEVELS[2:]:
+    if question.level in LEVELS[2:] and scored is None:
         results.append(contents(question.cell.files, question.dataset))
-        if scored is None:
-            said = "not asked: the predictor did not finish"
-            results += [Rule(name).undecided(said) for name in _PROBE_RULES]
-        else:
-            results += _probe(question, scored)
+        said = "not asked: the predictor did not finish"
+        results += [Rule(name).undecided(said) for name in _PROBE_RULES]
+    elif question.level in LEVELS[2:] and scored is not None:
+        first, second = question.start(), question.start()
+        try:
+            # Imports are most of a small model's start. A GPU may not hold two models.
+            if not question.track.num_gpus:
+                first.launch()
+                second.launch()
+            results.append(contents(question.cell.files, question.dataset))
+            results += _probe(question, scored, first, second)
+        finally:
+            first.end()
+            second.end()
     if question.level == "prove":
         if scored is None:
             results.append(Rule("proof").undecided("not asked: the predictor did not finish"))
@@ -388,8 +397,10 @@ def _training(dataset: Dataset) -> list[NDArray[np.uint16]]:
     return [open_shard(path) for path in dataset.train_shards]
 
 
-def _probe(question: Question, scored: Scored) -> list[RuleResult]:
-    """Results of `_PROBE_RULES`, from a fresh process."""
+def _probe(
+    question: Question, scored: Scored, first: RemotePredictor, second: RemotePredictor
+) -> list[RuleResult]:
+    """Results of `_PROBE_RULES`, from two fresh processes."""
     dataset, declared = question.dataset, question.declared
     rng = np.random.default_rng(question.probe_seed)
     tokens, found = dataset.val_tokens(), scored.measurement
@@ -397,7 +408,7 @@ def _probe(question: Question, scored: Scored) -> list[RuleResult]:
     audit = Audit(tokens, scored.nats, declared.evaluation, rng, training)
     last: list[RuleResult] = []
     try:
-        with question.start() as predictor:
+        with first as predictor:
             predictor.budget_s = _patience(found)
             if predictor.kind != found.kind:
                 raise PredictorError(f"was {found.kind} when it scored, now is {predictor.kind}")
@@ -406,7 +417,7 @@ def _probe(question: Question, scored: Scored) -> list[RuleResult]:
                 audit.in_order(predictor, seconds=seconds)
             else:
                 audit.adaptive(predictor)
-        with question.start() as predictor:
+        with second as predictor:
             predictor.budget_s = _patience(found)
             last.append(
                 memory.memorisation(
@@ -472,6 +483,8 @@ def _prove(question: Question, scored: Scored) -> RuleResult:
             evaluation=question.declared.evaluation,
             num_tokens=question.proof_tokens,
             rng=np.random.default_rng((question.probe_seed, 1)),
+            # Two small models share a processor well; a GPU may not hold two.
+            side_by_side=1 if found.kind == "adaptive" or question.track.num_gpus else 2,
             progress=question.shown("coding and decoding"),
         )
         text = compare_text(dataset, proof) if proof.is_decoded else None

@@ -60,9 +60,10 @@ def memorisation(
 ) -> RuleResult:
     """New targets cost no less in the validation text than in the text that was trained on.
 
-    A target is new if its n-gram stands nowhere in the training text; one of the training text, if
-    it stands nowhere else in it. Both kinds are alike for whoever has seen neither text, since the
-    split was drawn by chance; whoever has trained on the one text only finds it cheaper.
+    A target is new if its n-gram stands nowhere else: neither in the training text nor in the
+    validation text, so that a name which a document keeps repeating counts in neither. Both kinds
+    are alike for whoever has seen neither text, since the split was drawn by chance; whoever has
+    trained on the one text only finds it cheaper.
 
     What the validation text costs is what the scoring pass was credited with, so there is nothing
     to be gained by forgetting it now. Training text is asked for as the scoring pass asked; an
@@ -100,9 +101,10 @@ def memorisation(
         known_grams, size = _grams(stream), CLUSTER
         start, stop = 0, len(known_nats)  # as far as both have learnt as much
     held_grams, held_nats = _grams(tokens[start : stop + 1]), nats[start:stop]
-    counts = _count_grams(np.concatenate([known_grams, held_grams]), reference)
-    known = _mean(known_nats, counts[: len(known_grams)] <= 1, size)
-    held_out = _mean(held_nats, counts[len(known_grams) :] == 0, CLUSTER)
+    grams = np.concatenate([known_grams, held_grams])
+    is_new = _count_grams(grams, [*reference, tokens[start : stop + 1]]) <= 1
+    known = _mean(known_nats, is_new[: len(known_grams)], size)
+    held_out = _mean(held_nats, is_new[len(known_grams) :], CLUSTER)
     if known is None or held_out is None:
         return rule.result(True, "does not apply", evidence="hardly any target is new")
     gap, error = known[0] - held_out[0], math.hypot(known[1], held_out[1]) + 1e-9

@@ -8,9 +8,11 @@ code is no longer than the nats that scoring counted for the same tokens, these 
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +32,7 @@ TOLERANCE = 0.001
 """How much longer than claimed a code may be: the same logits, computed in another shape, differ
 in their last digits."""
 END_BITS = 8
-"""A code ends with a whole byte. All runs share one code, so it has one end."""
+"""A code ends with a whole byte. All runs of a part share one code, so it has one end."""
 RUN_TOKENS = 100
 """Consecutive tokens at each place of the stream."""
 
@@ -49,7 +51,8 @@ class Proof:
     claimed_bits: float
     """Of these tokens, by the nats of scoring."""
     coded_bits: int
-    """Length of the code."""
+    """Length of the codes."""
+    num_codes: int = 1
     worst_target: int
     worst_bits: float
     """The token whose cost is furthest from its claim, and by how much it is dearer (or, below
@@ -63,7 +66,7 @@ class Proof:
     @property
     def limit_bits(self) -> float:
         """The longest code that supports the claim."""
-        return self.claimed_bits * (1 + TOLERANCE) + END_BITS
+        return self.claimed_bits * (1 + TOLERANCE) + END_BITS * self.num_codes
 
     @property
     def ratio(self) -> float:
@@ -84,6 +87,7 @@ def prove(
     evaluation: EvalConfig,
     num_tokens: int | None,
     rng: np.random.Generator,
+    side_by_side: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Proof:
     """Code tokens at random places with one predictor process and decode them with another.
@@ -95,12 +99,15 @@ def prove(
     Args:
         start: Starts a process that nobody has asked anything, in a cell that no other process of
             the submission has written to: one that was scored may have left the text there.
-            Called twice.
+            Called twice for each part.
         tokens: The stream that was scored.
         nats: What scoring counted for each target.
         evaluation: The windows of scoring.
         num_tokens: How many targets to code, in runs of `RUN_TOKENS`; None codes all.
         rng: Draws the places. Who is judged must not know it.
+        side_by_side: Parts of the text that are coded at the same time, each with processes of its
+            own, which see no token of a later part. An adaptive predictor passes the text before
+            in each part, so that more than one gains nothing.
         progress: Called with (requests done, requests in all).
 
     Shapes
@@ -113,12 +120,60 @@ def prove(
     assert nats.shape == (len(tokens) - 1,) and np.isfinite(nats).all()
     assert num_tokens is None or num_tokens > 0
     began, places = time.perf_counter(), choose_targets(len(nats), num_tokens, rng)
-    windows = {"context": evaluation.context, "stride": evaluation.stride}
+    done = itertools.count(1)
 
-    def tell(done: int) -> None:
+    def tell() -> None:
         if progress is not None:
-            progress(done, 2 * len(places))
+            progress(next(done), 2 * len(places))
 
+    def code(part: NDArray[np.int64]) -> _Coded:
+        return _code(start, tokens, part, evaluation, tell)
+
+    with ThreadPoolExecutor(side_by_side) as pool:
+        parts = list(pool.map(code, np.array_split(places, min(side_by_side, len(places)))))
+    kinds = {part.kind for part in parts}
+    if len(kinds) > 1:
+        raise PredictorError("the predictor is fixed in one process and adaptive in another")
+    costs = np.concatenate([part.costs for part in parts])
+    wrong = [part.first_wrong for part in parts if part.first_wrong is not None]
+    claims = nats[places] / math.log(2)
+    worst = int(np.abs(costs - claims).argmax())
+    return Proof(
+        num_tokens=len(places),
+        runs=_runs(places),
+        is_complete=len(places) == len(nats),
+        kind=kinds.pop(),
+        claimed_bits=float(claims.sum()),
+        coded_bits=sum(part.num_bits for part in parts),
+        num_codes=len(parts),
+        worst_target=int(places[worst]),
+        worst_bits=float(costs[worst] - claims[worst]),
+        is_decoded=not wrong,
+        first_wrong=min(wrong, default=None),
+        seconds=time.perf_counter() - began,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Coded:
+    """One part of the text, coded and decoded."""
+
+    kind: Literal["fixed", "adaptive"]
+    costs: NDArray[np.float64]
+    """Bits of each token."""
+    num_bits: int
+    first_wrong: int | None
+
+
+def _code(
+    start: Callable[[], AbstractContextManager[Predictor]],
+    tokens: np.ndarray,
+    places: NDArray[np.int64],
+    evaluation: EvalConfig,
+    tell: Callable[[], None],
+) -> _Coded:
+    """Code the targets at `places` with one process, decode them with another."""
+    windows = {"context": evaluation.context, "stride": evaluation.stride}
     encoder, costs = Encoder(), np.zeros(len(places))
     with start() as predictor:
         if int(tokens.max()) >= predictor.vocab_size:
@@ -128,9 +183,9 @@ def prove(
             )
         kind = predictor.kind
         shown = OneByOne(predictor, tokens[None], **windows)
-        for done, place in enumerate(places.tolist()):
-            costs[done] = encoder.put(int(tokens[place + 1]), shown.at(place)[0])
-            tell(done + 1)
+        for number, place in enumerate(places.tolist()):
+            costs[number] = encoder.put(int(tokens[place + 1]), shown.at(place)[0])
+            tell()
     code = encoder.finish()
     # The decoder's own copy, from which all that it is to find has been taken out.
     found = tokens.copy()
@@ -140,7 +195,7 @@ def prove(
         if predictor.kind != kind:
             raise PredictorError(f"the predictor was {kind} at first and is {predictor.kind} now")
         shown = OneByOne(predictor, found[None], **windows)
-        for done, place in enumerate(places.tolist()):
+        for place in places.tolist():
             try:
                 found[place + 1] = decoder.take(shown.at(place)[0])
             except FormatError:
@@ -149,22 +204,8 @@ def prove(
                 first_wrong = place
             if first_wrong is not None:
                 break
-            tell(len(places) + done + 1)
-    claims = nats[places] / math.log(2)
-    worst = int(np.abs(costs - claims).argmax())
-    return Proof(
-        num_tokens=len(places),
-        runs=_runs(places),
-        is_complete=len(places) == len(nats),
-        kind=kind,
-        claimed_bits=float(claims.sum()),
-        coded_bits=8 * len(code),
-        worst_target=int(places[worst]),
-        worst_bits=float(costs[worst] - claims[worst]),
-        is_decoded=first_wrong is None,
-        first_wrong=first_wrong,
-        seconds=time.perf_counter() - began,
-    )
+            tell()
+    return _Coded(kind=kind, costs=costs, num_bits=8 * len(code), first_wrong=first_wrong)
 
 
 def choose_targets(

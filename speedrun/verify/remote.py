@@ -58,14 +58,28 @@ class RemotePredictor:
         self._received, self._stderr, self._printed_bytes = b"", b"", 0
         self._buffer = np.empty(0, np.float32)
         self._block: DeviceBlock | None = None
+        self._launched = False
 
     def __enter__(self) -> RemotePredictor:
-        """Start the process and wait for its hello.
+        """Start the process, unless `launch` did, and wait for its hello.
 
         Raises
             PredictorLostError: it ended or ran out of time.
             PredictorError: it does not speak the protocol.
         """
+        if not self._launched:
+            self.launch()
+        try:
+            self._greet(self._exchange(b""))
+            self._open()
+        except BaseException:
+            self.end()
+            raise
+        self.start_s = self.waited_s
+        return self
+
+    def launch(self) -> None:
+        """Start the process, which gets ready by itself; `end` it if it is never entered."""
         self._open_block()
         inherited = [self._block.descriptor] if self._block else []
         try:
@@ -73,7 +87,7 @@ class RemotePredictor:
         except BaseException:
             self._close_block()
             raise
-        self._selector = selectors.DefaultSelector()
+        self._launched, self._selector = True, selectors.DefaultSelector()
         try:
             popen = self._process.popen
             for stream in (popen.stdin, popen.stdout, popen.stderr):
@@ -81,13 +95,9 @@ class RemotePredictor:
                 os.set_blocking(stream.fileno(), False)
                 if stream is not popen.stdin:
                     self._selector.register(stream, selectors.EVENT_READ)
-            self._greet(self._exchange(b""))
-            self._open()
         except BaseException:
-            self._end()
+            self.end()
             raise
-        self.start_s = self.waited_s
-        return self
 
     def __exit__(
         self,
@@ -95,7 +105,7 @@ class RemotePredictor:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._end()
+        self.end()
 
     def _greet(self, hello: dict[str, Any]) -> None:
         vocab, kind = hello.get("vocab_size"), hello.get("kind")
@@ -172,8 +182,11 @@ class RemotePredictor:
         """
         self._exchange(frame({"do": "observe"}, tokens.astype("<i8").tobytes()))
 
-    def _end(self) -> None:
-        """End the process and all its children."""
+    def end(self) -> None:
+        """End the process and all its children, if it was started."""
+        if not self._launched:
+            return
+        self._launched = False
         self._selector.close()
         self._process.end()
         self._close_block()

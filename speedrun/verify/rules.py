@@ -60,7 +60,7 @@ _CONDITION = {
     **{"training-time": "V7", "evaluation-time": "V8", "speed": "V8"},
     **{"size": "V9", "files": "V9", "container": "V9"},
     "significance": "V10",
-    **dict.fromkeys(("hashes", "claims", "provenance", "retrain"), "V11"),
+    **dict.fromkeys(("hashes", "claims", "parts", "provenance", "retrain"), "V11"),
     "kind": "V12",
 }
 FREE = ("data", "set-up", "warm-up", "compile", "validate", "checkpoint", "pack", "evaluate")

@@ -116,6 +116,19 @@ def read_verdict(path: Path) -> Verdict:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path}: not a verdict of this version: {error!r}") from error
+    return verdict_from(values, path)
+
+
+def verdict_from(values: Any, path: Path) -> Verdict:
+    """A verdict from what `to_dict` gave; `path` is named in errors.
+
+    Raises
+        RecordError: as `read_verdict`.
+    """
+    try:
+        values = dict(values)
         status = values.pop("status")
         results = tuple(
             RuleResult(**{**result, "status": Status(result["status"])})
@@ -125,7 +138,7 @@ def read_verdict(path: Path) -> Verdict:
         verdict = Verdict(
             **values, results=results, measurement=Measurement(**measured) if measured else None
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(f"{path}: not a verdict of this version: {error!r}") from error
     if verdict.schema_version != SCHEMA_VERSION or verdict.status != status:
         raise RecordError(

@@ -48,19 +48,27 @@ issue side kind head house service friend father power hour game
 WORDS = _TEXT.split()
 
 
-def write_documents(num: int, seed: int, words: Sequence[str] = WORDS) -> list[tuple[str, str]]:
-    """Texts of words that follow each other with some preference: learnable, and no two alike."""
+def write_documents(
+    num: int, seed: int, words: Sequence[str] = WORDS, num_own: int = 0
+) -> list[tuple[str, str]]:
+    """Texts of words that follow each other with some preference: learnable, and no two alike.
+
+    Each has `num_own` names that it keeps repeating and that no other has.
+    """
     dice = random.Random(seed)
     follows = random.Random(1)
     favourites = {word: follows.sample(words, 3) for word in words}
     documents = []
     for index in range(num):
         word, parts = dice.choice(words), []
+        own = ["".join(dice.choices("abcdefghijklmnoprstuvwz", k=7)) for _ in range(num_own)]
         for _ in range(dice.randrange(60, 140)):
             word = dice.choice(favourites[word]) if dice.random() < 0.6 else dice.choice(words)
             if dice.random() < 0.02:  # a sign that no piece has, so that it becomes bytes
                 parts.append(chr(0x4E00 + dice.randrange(400)))
             parts.append(word + dice.choice(("", "", "", "", ",", ".", ".\n")))
+            if own and dice.random() < 0.3:
+                parts.append(dice.choice(own))
         documents.append((f"doc{seed}-{index}", " ".join(parts)))
     return documents
 
@@ -157,20 +165,22 @@ def relist(folder: Path) -> None:
 
 
 def open_court(folder: Path, text: str = "words") -> Court:
-    """A court over texts of `words`, over their `bytes`, or over `names`: a large alphabet."""
-    words, num, held_out = WORDS, 80, 24
+    """A court over texts of `words`, over their `bytes`, over `names`: a large alphabet, or over
+    words among names that each document has of its `own`.
+    """
+    words, num, held_out, num_own = WORDS, 80, 24, 4 if text == "own" else 0
     if text == "names":
         dice, num, held_out = random.Random(2), 120, 12
         parts = [first + second for first in "bdfgklmnprstvz" for second in "aeiou"]
         words = sorted({"".join(dice.choices(parts, k=3)) for _ in range(4_000)})
-    documents = write_documents(num, seed=3, words=words)
+    documents = write_documents(num, seed=3, words=words, num_own=num_own)
     texts, size = [text for _, text in documents], 512
     if text == "bytes":  # who has seen nothing but one sign and the space takes the rest as bytes
         texts, size, held_out = ["e e"], 262, 8
     elif text == "names":
         size = 4_200
     tokenizer = train_tokenizer(texts, size, folder / "tokenizer.model")
-    documents += write_documents(held_out, seed=4, words=words)
+    documents += write_documents(held_out, seed=4, words=words, num_own=num_own)
     dataset = prepare_dataset(
         documents,
         tokenizer,

@@ -73,6 +73,8 @@ VARIANTS = {
     ),
     "padded alphabet": Variant(predictor="padded_alphabet", slow=True),
     "copying": Variant(predictor="copying", slow=True),
+    # Copying makes names cheap that no training text has: no sign of having seen them before.
+    "copying names": Variant(predictor="copying", text="own", evaluation=asked(256, 128, 4)),
     "long convolution": Variant(predictor="long_convolution", slow=True),
     "recurrent": Variant(**RECURRENT),
     "chunks": Variant(evaluation=asked(64, 64, 4), **RECURRENT),

@@ -7,9 +7,22 @@ import json
 import pytest
 
 COMMANDS = (
-    *("", "run", "pack", "verify", "compress", "decompress", "records", "data", "recipes"),
+    *(
+        "",
+        "run",
+        "pack",
+        "verify",
+        "submit",
+        "judge",
+        "compress",
+        "decompress",
+        "records",
+        "data",
+        "recipes",
+    ),
     "tracks",
     *("records runs", "records list", "records add", "records compare", "records render"),
+    *("records import", "records withdraw"),
     *(
         "data list",
         "data fetch",
@@ -19,7 +32,7 @@ COMMANDS = (
         "recipes show",
         "recipes diff",
     ),
-    *("tracks list", "tracks show"),
+    *("tracks list", "tracks show", "tracks rules"),
 )
 
 
@@ -28,6 +41,7 @@ def test_help_is_whole_and_fits_a_terminal(call, command):
     found = call(*command.split(), "--help")
     assert found.code == 0 and found.err == ""
     usage, *rest = found.out.replace("SUBMISSION... ", "").splitlines()
+    usage = usage.replace("{RUN}...", "").replace("{FOLDER|QUEUE}...", "")
     assert usage.startswith(f"Usage: speedrun {command}".strip())
     assert "..." not in "".join(rest)
     assert max(map(len, found.out.splitlines())) <= 80
@@ -70,7 +84,7 @@ def test_a_command_without_a_word_shows_its_help(call, words):
         ("pack nowhere --set model.width=64", "only quant.* and evaluation.* can change"),
         ("verify nowhere", "nowhere is not a folder"),
         ("data check nowhere", "no corpus and no folder is called 'nowhere'"),
-        ("records compare a b", "a/record.json"),
+        ("records compare a b", "'a' is no folder"),
         ("records render --readme nowhere.md", "nowhere.md: cannot be read"),
         ("tracks show nowhere.toml", "'nowhere.toml' does not exist"),
         ("recipes show golf", "unknown recipe 'golf'"),

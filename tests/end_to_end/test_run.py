@@ -134,19 +134,24 @@ def test_pack_again_with_fewer_bits_is_smaller_and_verifies(call, contest, folde
     assert call("verify", out, "--track", contest.track, "--json").code == 0
 
 
-def test_three_seeds_make_a_record_and_a_row_in_the_readme(call, contest, folders, tmp_path):
+def test_three_seeds_are_handed_in_filed_and_shown(call, contest, folders, tmp_path):
     root, readme = tmp_path / "records", tmp_path / "README.md"
     readme.write_text(f"# Mine\n\n{BEGIN}\nold\n{END}\n\nThe end.\n")
     places = ("--root", root, "--readme", readme)
-    submissions = [folder / "submission" for folder in folders]
-    words = ("--track", contest.track, "--slug", "first-try", "--summary", "A start.", *places)
-    added = call("records", "add", *submissions, *words, "--json")
+    words = ("--track", contest.track, "--author", "Ada", "--blurb", "A start.")
+    handed_in = call("submit", *folders, "--out", tmp_path / "mine", *words)
+    assert handed_in.code == 0, handed_in.err
+    words = ("--track", contest.track, "--slug", "first-try", *places)
+    added = call("records", "add", tmp_path / "mine", *words, "--json")
     assert added.code == 0, added.err
-    assert [seed["seed"] for seed in json.loads(added.out)["seeds"]] == [42, 43, 44]
+    filed = json.loads(added.out)
+    assert [seed["seed"] for seed in filed["seeds"]] == [42, 43, 44]
+    assert (filed["author"], filed["summary"], filed["status"]) == ("Ada", "A start.", "record")
     (record,) = (root / "tiny").iterdir()
     assert {path.name for path in record.iterdir()} == {
         *("README.md", "record.json", "verdict.json", "recipe.toml"),
         *("seed42.log", "seed43.log", "seed44.log"),
+        *("seed42.ledger.jsonl", "seed43.ledger.jsonl", "seed44.ledger.jsonl"),
     }
     text = readme.read_text()
     assert text.startswith("# Mine\n") and text.endswith("The end.\n") and "old" not in text
@@ -158,7 +163,21 @@ def test_three_seeds_make_a_record_and_a_row_in_the_readme(call, contest, folder
     rendered = call("records", "render", *places, "--json")
     assert json.loads(rendered.out)["tracks"] == ["tiny"] and readme.read_text() == text
     compared = call("records", "compare", record, record, "--track", contest.track, "--json")
-    assert json.loads(compared.out)["gain"] == 0.0
+    found = json.loads(compared.out)
+    assert found["gain"] == 0.0 and found["interval"][0] < 0 < found["interval"][1]
+    assert found["seeds_needed"]["if_mean_stays"] is None
+    told = call("records", "compare", "first-try", record, "--track", contest.track, "--root", root)
+    assert "no number of seeds shows this gain" in told.out
+    names = ("--csv", tmp_path / "all.csv", "--json-file", tmp_path / "all.json")
+    call("records", "render", *places, *names)
+    rows = json.loads((tmp_path / "all.json").read_text())
+    lines = (tmp_path / "all.csv").read_text().splitlines()
+    assert len(lines) == len(rows) + 1 and rows[0]["slug"] == "first-try"
+    assert {row["status"] for row in rows} == {"record", "published"}
+
+    gone = call("records", "withdraw", record, "--reason", "the clock stood still", *places)
+    assert gone.code == 0
+    assert "withdrawn" in readme.read_text() and "the clock stood still" in readme.read_text()
 
 
 def test_the_runs_table_fits_a_terminal(call, runs):

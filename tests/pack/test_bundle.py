@@ -225,6 +225,11 @@ def test_triton_kernels_keep_their_signatures(package: Path) -> None:
     assert _minify(kernel, "speedrun.kernels.some") == expected
 
 
+def test_minifying_keeps_the_annotations_that_torch_reads() -> None:
+    operation = '@torch.library.custom_op("speedrun::some")\ndef some(x_NC: Tensor) -> Tensor:0\n'
+    assert "def some(x_NC:Tensor)->Tensor:0" in _minify(operation, "speedrun.kernels.some")
+
+
 def test_a_missing_entry_is_named(package: Path) -> None:
     with pytest.raises(PackError, match=r"speedrun\.nowhere"):
         build_bundle(RUN, entry_module="speedrun.nowhere", root=package)
@@ -286,4 +291,12 @@ def test_only_a_recipe_that_calibrates_ships_the_fit() -> None:
         "speedrun.train.calibrate",
     }
     assert not ours & plain and ours < larger
-    assert len(build_bundle(fitted, cap_bytes=16_000_000)) <= 44_000
+    assert len(build_bundle(fitted, cap_bytes=16_000_000)) <= 46_000
+
+
+def test_only_a_recipe_that_may_use_kernels_ships_them() -> None:
+    auto = dataclasses.replace(RUN, train=dataclasses.replace(RUN.train, kernels="auto"))
+    without, shipped = ({size.name for size in module_sizes(run)} for run in (RUN, auto))
+    kernels = {name for name in shipped if name.startswith("speedrun.kernels.fused")}
+    assert {"speedrun.kernels.fused.mlp", "speedrun.kernels.fused.cross_entropy"} < kernels
+    assert shipped - without == kernels | {"speedrun.train.fast_paths"}

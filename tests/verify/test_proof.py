@@ -171,6 +171,13 @@ def test_an_honest_predictor_is_proven(make, num_tokens, tokens):
     assert told == [(done + 1, 2 * count) for done in range(2 * count)]
 
 
+def test_parts_side_by_side_code_what_one_codes(tokens):
+    one, two = (proven(Counts, tokens, side_by_side=count) for count in (1, 2))
+    assert two.holds and two.num_codes == 2 and two.runs == one.runs
+    assert (two.claimed_bits, two.worst_target) == (one.claimed_bits, one.worst_target)
+    assert 0 <= two.coded_bits - one.coded_bits <= 8 and two.limit_bits == one.limit_bits + 8
+
+
 def test_the_claim_is_that_of_the_coded_tokens(tokens):
     nats = scored(Counts(), tokens)
     proof = proven(Counts, tokens, nats)

@@ -59,7 +59,7 @@ def audit_record(record: Record, track: Track | None = None) -> Report:
     findings += settings_differ(runs)
     findings += on_disk(record, runs, track)
     for claims in record.claims:
-        own = _runs_for(claims, record.claims, runs)
+        own = runs_for(claims, record.claims, runs)
         findings += check_claims(claims, own, track, list(record.sizes.values()))
         findings += seeds(own, claims, track, text)
         findings += flags(claims, findings)
@@ -100,7 +100,7 @@ def track_named(text: str) -> Track | None:
     return load_track("golf-10min-16mb") if re.search(r"10-?min", words) else None
 
 
-def _runs_for(claims: Claims, every: list[Claims], runs: list[Log]) -> list[Log]:
+def runs_for(claims: Claims, every: list[Claims], runs: list[Log]) -> list[Log]:
     """`submission_ternary.json` speaks of the logs with `ternary` in their names, if there are."""
     match = re.fullmatch(r"submission[_-](\w+)\.json", claims.name.rsplit("/", 1)[-1])
     if len(every) < 2 or match is None:

@@ -325,18 +325,3 @@ def verify(
         return Outcome(int(left.value.code or 0), *capsys.readouterr())
 
     return verify
-
-
-@pytest.fixture(scope="session")
-def shared_records() -> Path:
-    """The published records that some machines have; without them the test is skipped."""
-    import os
-
-    named = os.environ.get("SPEEDRUN_SHARED")
-    candidates = [Path(named)] if named else []
-    candidates += [parent / "shared" for parent in Path(__file__).resolve().parents]
-    for shared in candidates:
-        for records in (shared / "data" / "golf-records", shared / "golf-records"):
-            if records.is_dir():
-                return records
-    pytest.skip("no shared/data/golf-records beside the repository; set SPEEDRUN_SHARED to shared/")

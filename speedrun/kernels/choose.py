@@ -1,0 +1,62 @@
+"""Which fast paths this process takes. Everything starts plain; `train.fast_paths` decides once.
+
+The plain twins in this room run on a CPU, in evaluation and wherever nothing faster was measured.
+`kernels.fused` holds the Triton code; no module of it is imported before it is chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+KERNELS = ("cross_entropy", "head", "mlp", "mixed_norm", "exclusive", "symmetric", "fp8_head")
+"""What may be chosen, beside one of `ATTENTION`."""
+ATTENTION = ("cudnn", "flash", "FA3", "FA4", "flex")
+"""Ways to compute attention; none of them leaves the choice to torch. See `attention`."""
+
+# A frozen set that is replaced, never changed: compiled graphs guard on what it holds.
+_chosen: frozenset[str] = frozenset()
+
+
+def is_chosen(name: str) -> bool:
+    """Whether to take the fast path `name`."""
+    return name in _chosen
+
+
+def is_chosen_to_learn(name: str) -> bool:
+    """The same where gradients are recorded: evaluation computes what the judge will compute."""
+    return name in _chosen and torch.is_grad_enabled()
+
+
+def way_to_attend() -> str:
+    """The chosen one of `ATTENTION` where gradients are recorded, or nothing."""
+    for name in ATTENTION:
+        if is_chosen_to_learn(name):
+            return name
+    return ""
+
+
+def chosen() -> frozenset[str]:
+    """All that is chosen."""
+    return _chosen
+
+
+def choose(names: frozenset[str]) -> None:
+    """Take these fast paths from now on, and no others."""
+    global _chosen
+    unknown = names - {*KERNELS, *ATTENTION}
+    assert not unknown, f"no such fast paths: {unknown}"
+    _chosen = names
+
+
+@contextmanager
+def choosing(names: frozenset[str]) -> Iterator[None]:
+    """Take these fast paths for a while."""
+    before = _chosen
+    choose(names)
+    try:
+        yield
+    finally:
+        choose(before)
