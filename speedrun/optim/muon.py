@@ -63,18 +63,26 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, defaults)
-        self.steps, self.coefficients, self.normalize_rows = steps, coefficients, normalize_rows
         self.ranks = ranks or Ranks()
         self._dtype = matmul_dtype(self.param_groups[0]["params"][0].device.type)
-        self._direction: Callable[..., Tensor] = self._make_direction
+        self._how = {
+            "steps": steps,
+            "dtype": self._dtype,
+            "coefficients": coefficients,
+            "normalize_rows": normalize_rows,
+        }
+        self._direction: Callable[..., Tensor] = _direction
         self._apply: Callable[..., None] = _apply
         self._stacks = [
             stack for group in self.param_groups for stack in _stacks(group, self.ranks)
         ]
 
     def compile(self) -> None:
-        """Compile the arithmetic into one graph for each shape; what travels stays outside."""
-        self._direction = torch.compile(self._make_direction, fullgraph=True, dynamic=False)
+        """Compile the arithmetic into one graph for each shape; what travels stays outside.
+
+        Functions and not methods, so that the next run in this process finds its graphs.
+        """
+        self._direction = torch.compile(_direction, fullgraph=True, dynamic=False)
         self._apply = torch.compile(_apply, fullgraph=True, dynamic=False)
 
     @torch.no_grad()
@@ -117,7 +125,8 @@ class Muon(torch.optim.Optimizer):
             stack.message = None
             # Tensors, because a compiled graph would be compiled anew for every other number.
             if len(buffer):
-                updates = self._direction(grads, buffer, torch.tensor(stack.group["momentum"]))
+                momentum = torch.tensor(stack.group["momentum"])
+                updates = self._direction(grads, buffer, momentum, **self._how)
             else:
                 updates = grads.to(self._dtype)
             if padding := stack.share - len(buffer):
@@ -155,13 +164,23 @@ class Muon(torch.optim.Optimizer):
         buffer: Tensor = state["momentum_buffer"]
         return buffer
 
-    def _make_direction(self, grads: Tensor, buffer: Tensor, momentum: Tensor) -> Tensor:
-        """Take gradients (n, rows, cols) into their momentum; returns orthogonal updates."""
-        buffer.mul_(momentum).add_(grads)
-        updates = grads + momentum * buffer
-        if self.normalize_rows:
-            updates = updates / updates.norm(dim=-1, keepdim=True).clamp_min(1e-7)
-        return newton_schulz(updates, self.steps, dtype=self._dtype, coefficients=self.coefficients)
+
+def _direction(
+    grads: Tensor,
+    buffer: Tensor,
+    momentum: Tensor,
+    *,
+    steps: int,
+    dtype: torch.dtype,
+    coefficients: Coefficients,
+    normalize_rows: bool,
+) -> Tensor:
+    """Take gradients (n, rows, cols) into their momentum; returns orthogonal updates in `dtype`."""
+    buffer.mul_(momentum).add_(grads)
+    updates = grads + momentum * buffer
+    if normalize_rows:
+        updates = updates / updates.norm(dim=-1, keepdim=True).clamp_min(1e-7)
+    return newton_schulz(updates, steps, dtype=dtype, coefficients=coefficients)
 
 
 def _apply(matrices: list[Tensor], updates: Tensor, keep: Tensor, rate: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -259,3 +260,12 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(
     monkeypatch.setattr(step_once, "_plain", broken)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         step_once(*bench.batches().at(0), 0.1)
+
+
+def test_the_next_seed_finds_the_graphs_of_the_last(bench: Any, graphs: list[str]) -> None:
+    run = bench.change(bench.tiny, train={"compile": "yes", "max_steps": 1})
+    bench.train(run)
+    compiled = len(graphs)
+    for seed in range(9):  # torch gives up after eight graphs of one function
+        bench.train(dataclasses.replace(run, seed=seed))
+    assert len(graphs) == compiled
