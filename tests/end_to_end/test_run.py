@@ -19,7 +19,7 @@ from speedrun.standalone import load_predictor
 RUN_FOLDER = {
     *("recipe.toml", "track.toml", "environment.json", "train.log", "metrics.jsonl"),
     *("ledger.jsonl", "checkpoint", "weights.safetensors", "submission", "verdict.json"),
-    "train_gpt.source.txt",
+    *("train_gpt.source.txt", "report.html", "samples.jsonl"),
 }
 SUBMISSION = {
     *("submission.json", "README.md", "model.srz", "train_gpt.py", "manifest.json"),

@@ -198,8 +198,9 @@ def test_the_claim_of_another_artifact_is_caught(story: Story) -> None:
     mine, better = story.write(), story.write("better", steps=80, bpb=1.1, run=change(seed=8))
     shutil.copy(better / "submission.json", mine / "submission.json")
     found = provenance(mine, TRACK)
-    caught(found, "seed 8, model.srz: seed 7", "on the budget 59.5", "and 3 more")
-    assert found.measured.startswith("9 contradictions")
+    caught(found, "seed 8, model.srz: seed 7", "on the budget 59.5", " more")
+    # The sizes of both bundles may be the same by chance.
+    assert found.measured.startswith(("8 contradictions", "9 contradictions"))
 
 
 def test_the_artifact_of_another_claim_is_caught(story: Story) -> None:
