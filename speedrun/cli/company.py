@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,23 +126,17 @@ def train_together(
 
 def main() -> None:
     """One rank, from the command line."""
-    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
-    from speedrun.train.launch import OUR_ERROR
+    from speedrun.train.launch import OUR_ERROR, leave_message
 
     folder, data, kind = sys.argv[1:4]
     _end_in_time()
-    errors = get_error_handler()
-    errors.initialize()
     try:
         _train_rank(Path(folder), data, as_json=kind == "json")
     except SpeedrunError as error:
-        errors.record_exception(RuntimeError(f"{OUR_ERROR}{error}"))
+        leave_message(f"{OUR_ERROR}{error}")
         sys.exit(error.exit_code)
-    except Exception as error:
-        errors.record_exception(error)
-        if "--debug" in sys.argv:
-            raise
+    except Exception as error:  # noqa: BLE001 (whatever it is, the launcher tells it)
+        leave_message(f"{type(error).__name__}: {error}", traceback.format_exc())
         sys.exit(SpeedrunError.exit_code)
 
 

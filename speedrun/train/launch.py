@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
 import sys
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from speedrun.errors import RankLostError
+from speedrun.files import write_atomic
 from speedrun.hardware import usable_cores
 
 RUN_ID = "speedrun"
@@ -103,6 +107,19 @@ def _words_of(failure: Any) -> str:
     message = failure.message
     words = message.get("message", "") if isinstance(message, dict) else message
     return " ".join(str(words).split())
+
+
+def leave_message(words: str, trace: str = "") -> None:
+    """What a rank says last, where the launcher looks for it, in the launcher's format.
+
+    Whole or not at all: torch's own handler can be killed while it writes, and half a file is an
+    exception in the launcher.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        facts = {"py_callstack": trace, "timestamp": str(int(time.time()))}
+        message = {"message": {"message": words, "extraInfo": facts}}
+        write_atomic(Path(path), json.dumps(message).encode())
 
 
 OUR_ERROR = "SpeedrunError: "

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
+
 from speedrun.clock import Clock
 from speedrun.config import TrainConfig
 from speedrun.ranks import Ranks
@@ -61,8 +63,10 @@ class Speaker:
         if saves:
             self.last_saved_s = now_s
         fits = steps < self._train.max_steps and self.pace.fits(self._clock.budget_s - done_s)
+        # float32, as it arrives: a run that is resumed hears its first word by other means.
+        progress = torch.tensor(max(self._clock.progress, steps / self._train.max_steps))
         return Word(
-            progress=max(self._clock.progress, steps / self._train.max_steps),
+            progress=float(progress),
             goes_on=fits and not is_signalled,
             saves=saves,
             is_signalled=is_signalled,

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+import torch
 
 from speedrun.clock import Clock, Ledger
 from speedrun.config import TrainConfig
@@ -71,6 +72,12 @@ def test_progress_is_the_larger_share(speaker: Any, time: Any) -> None:
     assert told.speak(5).progress == pytest.approx(0.2)
     assert told.speak(50).progress == pytest.approx(0.5)
     assert not told.speak(100).goes_on
+
+
+def test_progress_is_what_a_float32_message_carries(speaker: Any) -> None:
+    told = speaker().speak(7).progress
+    assert told != 0.07
+    assert told == float(torch.tensor([0.07], dtype=torch.float32))
 
 
 def test_a_signal_ends_the_run(speaker: Any, time: Any) -> None:
