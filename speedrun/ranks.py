@@ -126,6 +126,7 @@ class Ranks:
         """
         if self.world == 1:
             return Message(mine)
+        mine = mine.contiguous()  # NCCL takes nothing else
         stack = mine.new_empty(self.world * len(mine), *mine.shape[1:])
         return Message(stack, _gather(stack, mine, async_op=True))
 

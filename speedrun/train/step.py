@@ -181,7 +181,7 @@ class Step:
         mine = [grad for muon in self.muons for grad in muon.gradients()] if limit else []
         squares = _squares(mine, self.ranks.device)
         if self.ranks.world > 1:
-            word = torch.tensor(say(), device=self.ranks.device)
+            word = torch.tensor(say()).to(self.ranks.device, non_blocking=True)
             head = torch.cat((total, word if self.ranks.is_main else 0 * word, squares))
             flat = torch.cat((head, *(grad.flatten() for grad in grads)))
             self.ranks.total(flat)
