@@ -191,7 +191,8 @@ def runs(contest: Contest) -> Path:
     out = contest.folder / "runs"
     with contest.alone():
         if not (contest.folder / "stdout").exists():
-            done = contest.run("run", "--track", contest.track, "--seeds", 3, "--out", out, "--json")
+            words = ("run", "--track", contest.track, "--seeds", 3, "--out", out, "--json")
+            done = contest.run(*words)
             assert done.code == 0, done.err
             (contest.folder / "stderr").write_text(done.err)
             (contest.folder / "stdout").write_text(done.out)
