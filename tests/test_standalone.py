@@ -146,6 +146,19 @@ def test_bundle_predicts_what_we_would(trained: Path, data: Path, tmp_path: Path
     assert float(logged) == pytest.approx(ours.bpb, abs=1e-6)
 
 
+def test_a_predictor_does_not_load_the_compiler(trained: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; import numpy as np\n"
+        "from speedrun.standalone import load_predictor\n"
+        "predictor = load_predictor(Path('out/model.srz').read_bytes())[1]\n"
+        "predictor.predict(np.zeros((1, 64), np.int64), np.array([60]))\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=trained, capture_output=True, text=True, check=False)
+    assert done.stdout == "False\n", done.stderr
+
+
 def test_missing_data_is_one_clear_line(alone: Path) -> None:
     result = start(alone, "--data", "nowhere", "--out", "out")
     assert result.returncode == 2

@@ -20,8 +20,6 @@ def rotary_base(config: ModelConfig, num_tokens: int) -> float:
     return float(config.rope_base * stretch ** (dims / (dims - 2)))
 
 
-# A constant of the compiled graph: inductor would otherwise recompute sines inside every layer.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def rotary_table(num_tokens: int, dims: int, base: float, device: torch.device) -> Tensor:
     """Cosines and sines of angle(t, i) = t * base^(-2i/R), i = 0..R/2-1.
 
@@ -29,6 +27,12 @@ def rotary_table(num_tokens: int, dims: int, base: float, device: torch.device) 
         result  (2, T, 1, R/2)  float32 on `device`; cosines, then sines. Cached: do not change it
     """
     return _rotary_table(num_tokens, dims, base, device)
+
+
+# A constant of the compiled graph: inductor would otherwise recompute sines inside every layer. It
+# is `torch.compiler.assume_constant_result` in effect, which loads the compiler: two seconds at the
+# start of every predictor, which has no use for it.
+rotary_table._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.lru_cache(maxsize=8)

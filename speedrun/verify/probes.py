@@ -172,8 +172,10 @@ class Audit:
             self._company(predictor)
             self._strides(predictor)
             self._elsewhere(predictor)
-        for place in self._draw(MIN_FLIPS).tolist():
+        for place in self._draw(MIN_FLIPS // 2).tolist():
             self._flip(predictor, self._window_of(place), place, "target-flip")
+        for place in self._draw(MIN_FLIPS * REPLAYS // 2).tolist():
+            self._wrong_target(predictor, self._window_of(place), place)
         self._note("repeated-call", middle, self._ask(predictor, middle))
 
     def adaptive(self, predictor: Predictor) -> None:
@@ -268,8 +270,7 @@ class Audit:
         left = stop - place - 1
         if left:
             other = self._other_text(left)
-            if other[0] == row[-left]:
-                other[0] = (other[0] + 1) % predictor.vocab_size
+            other[0] = self._other_than(row[-left], predictor)
             row[-left:] = other
             if kind == "target-flip" and left > 1:
                 row[1 - left :] = self.tokens[stop - left + 1 : stop]
@@ -285,6 +286,17 @@ class Audit:
         kept = answers[at, : place + 1 - start - scored]
         self._note(kind, np.array([window]), [kept], next_to_change=left > 0)
 
+    def _wrong_target(self, predictor: Predictor, window: int, place: int) -> None:
+        """Ask for a place with a window that ends behind it, in a token that is not the target."""
+        start, stop, _ = self.table[window].tolist()
+        row = self.tokens[start : min(place + 2, stop)].astype(np.int64)
+        if place + 1 < stop:
+            row[-1] = self._other_than(row[-1], predictor)
+        asked = np.array([place - start])
+        nats = self._put(predictor, row[None], asked, self.tokens[place + 1 : start + len(row) + 1])
+        window_alone = np.array([window])
+        self._note("target-flip", window_alone, [nats[:1]], asked, next_to_change=place + 1 < stop)
+
     def _replay(self, predictor: Predictor, window: int, place: int) -> None:
         """Ask for a place with a window that ends there: the future is not there at all."""
         start, _, scored = self.table[window].tolist()
@@ -294,6 +306,11 @@ class Audit:
         asked = np.array([begin])
         row = self._put(predictor, inputs, asked, self.tokens[start + begin + 1 : place + 2])
         self._note("prefix-replay", np.array([window]), [row], asked, next_to_change=True)
+
+    def _other_than(self, token: int, predictor: Predictor) -> int:
+        """A token of natural text that is not this one."""
+        other = int(self._other_text(1)[0])
+        return other if other != token else (other + 1) % predictor.vocab_size
 
     def _other_text(self, length: int) -> Ints:
         """Natural text of somewhere else, that is not the text in question."""

@@ -49,18 +49,12 @@ def test_gptq_without_a_calibration_says_where_to_get_one(call, finished):
     assert found.code == 2 and "generated" in found.error() and "calibration_s" in found.err
 
 
-def test_explain_accounts_for_every_byte(call, finished):
-    found = call("pack", finished, "--explain")
+def test_a_report_explains_every_byte_and_draws_what_each_tensor_costs(call, calibrated):
+    found = call("pack", calibrated, "--explain", "--report", "--tokens", "200")
     assert found.code == 0, found.err
-    assert "speedrun.pack.ans" in found.out and "train_gpt.source.txt gives these very bytes" in (
-        found.out
-    )
-    assert "tok_emb.weight" in found.out and "model.srz" in found.out
-
-
-def test_a_report_measures_each_tensor_and_draws_it(call, calibrated):
-    found = call("pack", calibrated, "--report", "--tokens", "200")
-    assert found.code == 0, found.err
+    assert "speedrun.pack.ans" in found.out and "model.srz" in found.out
+    assert "train_gpt.source.txt gives these very bytes" in found.out
+    assert "tok_emb.weight" in found.out
     page = (calibrated / "pack-report.html").read_text()
     assert page.count("<rect") >= 2 * 12 and "tok_emb.weight" in page and "bpb alone" in page
 

@@ -46,6 +46,7 @@ def test_two_ranks_make_a_submission_that_passes(contest, tmp_path):
     assert f"replicas:2 step:{facts['steps']} checksum:" in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks in /proc")
 def test_a_killed_rank_is_named_and_the_run_goes_on_to_the_same_weights(contest, tmp_path):
     settings = ["--set", "train.max_steps=60", "--set", "train.checkpoint_every_s=0.05"]

@@ -112,3 +112,8 @@ def test_smear_starts_with_half_of_each_and_nothing_before_the_first():
     out = gate(x)
     torch.testing.assert_close(out[0, 0], 0.5 * x[0, 0])
     torch.testing.assert_close(out[0, 2], 0.5 * x[0, 2] + 0.5 * x[0, 1])
+
+
+def test_the_table_is_marked_as_torch_marks_constants():
+    marked = torch.compiler.assume_constant_result(lambda: None)
+    assert vars(rotary_table).items() >= vars(marked).items() and vars(marked)

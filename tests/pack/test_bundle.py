@@ -21,6 +21,7 @@ from speedrun.pack.bundle import (
     closure,
     compare_twin,
     module_sizes,
+    read_bundle,
     readable_twin,
 )
 
@@ -281,9 +282,9 @@ def test_what_is_no_twin_is_refused(twin: str) -> None:
 
 def test_only_a_recipe_that_calibrates_ships_the_fit() -> None:
     fitted = dataclasses.replace(RUN, quant=QuantConfig(method="fit", calibration_s=1.0))
-    plain, larger = (
-        {size.name for size in module_sizes(run, cap_bytes=16_000_000)} for run in (RUN, fitted)
-    )
+    bundle = build_bundle(fitted, cap_bytes=16_000_000)
+    plain = read_bundle(build_bundle(RUN)).sources.keys()
+    larger = read_bundle(bundle).sources.keys()
     ours = {
         "speedrun.fitted",
         "speedrun.pack.fit",
@@ -291,12 +292,12 @@ def test_only_a_recipe_that_calibrates_ships_the_fit() -> None:
         "speedrun.train.calibrate",
     }
     assert not ours & plain and ours < larger
-    assert len(build_bundle(fitted, cap_bytes=16_000_000)) <= 46_000
+    assert len(bundle) <= 46_000
 
 
 def test_only_a_recipe_that_may_use_kernels_ships_them() -> None:
     auto = dataclasses.replace(RUN, train=dataclasses.replace(RUN.train, kernels="auto"))
-    without, shipped = ({size.name for size in module_sizes(run)} for run in (RUN, auto))
+    without, shipped = (read_bundle(build_bundle(run)).sources.keys() for run in (RUN, auto))
     kernels = {name for name in shipped if name.startswith("speedrun.kernels.fused")}
     assert {"speedrun.kernels.fused.mlp", "speedrun.kernels.fused.cross_entropy"} < kernels
     assert shipped - without == kernels | {"speedrun.train.fast_paths"}

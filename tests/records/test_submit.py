@@ -36,9 +36,11 @@ def written_fixture(contest, runs: Path) -> Path:
     out = contest.folder / "handed-in"
     folders = sorted(path for path in runs.iterdir() if path.is_dir())
     words = ("--track", contest.track, "--author", "Ada", "--github-id", "ada", "--blurb", "New.")
-    done = contest.run("submit", *folders, "--out", out, *words)
-    assert done.code == 0, done.err
-    assert "judging" not in done.err  # the runs' own verdicts are taken
+    with contest.alone():
+        if not out.exists():
+            done = contest.run("submit", *folders, "--out", out, *words)
+            assert done.code == 0, done.err
+            assert "judging" not in done.err  # the runs' own verdicts are taken
     return out
 
 
