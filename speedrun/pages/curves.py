@@ -69,7 +69,7 @@ def run_charts(runs: Sequence[Run]) -> list[Chart]:
                 for tone, course in enumerate(courses)
             ],
             title="Memory",
-            description="Largest memory in use since the measurement before.",
+            description="The most memory held so far, of the GPU or of the process.",
             x=TIME,
             y=Quantity(label="memory", say=say_bytes),
             from_zero=True,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from speedrun.errors import RecordError
 from speedrun.records.runs import RunRow
+from speedrun.records.sheet import sheet
 from speedrun.stats import Comparison, SeedsNeeded, Summary, compare, seeds_needed, summarise
 
 
@@ -98,9 +97,4 @@ def compare_groups(first: Sequence[RunRow], second: Sequence[RunRow], *, p_value
 
 def runs_csv(rows: Sequence[RunRow]) -> str:
     """All columns of the table, for spreadsheets and scripts."""
-    target = io.StringIO()
-    names = [field.name for field in dataclasses.fields(RunRow)]
-    writer = csv.DictWriter(target, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(dataclasses.asdict(row) for row in rows)
-    return target.getvalue()
+    return sheet([field.name for field in dataclasses.fields(RunRow)], map(dataclasses.asdict, rows))

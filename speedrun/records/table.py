@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
-import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from speedrun.errors import RecordError
 from speedrun.files import write_atomic
 from speedrun.records.record import Record, Standing
 from speedrun.records.runs import RunRow
+from speedrun.records.sheet import sheet
 
 BEGIN, END = "<!-- records:begin -->", "<!-- records:end -->"
 
@@ -46,11 +45,7 @@ def markdown_table(records: Sequence[Record], *, link_root: str = "records") -> 
 def csv_table(records: Sequence[Record]) -> str:
     """The same as CSV, figures in full; what is unknown is empty."""
     rows = [_csv_row(record) for record in _ranked(records)]
-    target = io.StringIO()
-    writer = csv.DictWriter(target, [*rows[0]] if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return target.getvalue()
+    return sheet([*rows[0]] if rows else [], rows)
 
 
 def _csv_row(record: Record) -> dict[str, Any]:

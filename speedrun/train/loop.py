@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from speedrun.ranks import Ranks
 from speedrun.train.choose import choose, rehearse_choice
 from speedrun.train.count import count_in_time, rehearse
 from speedrun.train.log import RunLog
+from speedrun.train.norms import Norms
 from speedrun.train.pace import Pace
 from speedrun.train.replicas import check_replicas
 from speedrun.train.step import Step
@@ -130,7 +131,11 @@ def train(
             # From here on only kept steps are on the budget: no log line, stall or broken step.
             clock.keep(begun_s)
             word = Word(*ranks.broadcast(*speaker.speak(done)))
+            norms = Norms(optimizers)
             while word.goes_on:
+                is_logged = ranks.is_main and _is_logged(run, done + 1)
+                if is_logged:
+                    norms.remember()
                 started_s, progress = clock.elapsed_s, word.progress
                 inputs, targets = feed.next()
                 say = partial(speaker.speak, done + 1, in_advance=True)
@@ -153,8 +158,9 @@ def train(
                     clock.keep(elapsed_s)
                     torch._foreach_copy_(list(kept.values()), list(average.weights().values()))
                     log.on_step(progress, elapsed_s, nats)
-                    if done <= ALWAYS_LOGGED_STEPS or done % run.train.log_every_steps == 0:
-                        _log_step(log, run, done, progress, nats, elapsed_s)
+                    if is_logged:
+                        measured = {"memory_bytes": ranks.peak_memory_bytes(), **norms.measure()}
+                        _log_step(log, run, done, progress, nats, elapsed_s, measured)
                 else:
                     booked["discarded_steps"] = booked.get("discarded_steps", 0) + 1
                 # Alone, a step's end is the time to decide. In company all have heard already what
@@ -250,8 +256,18 @@ def _is_due(every_s: float, elapsed_s: float, last_s: float) -> bool:
     return every_s > 0 and elapsed_s - last_s >= every_s
 
 
+def _is_logged(run: RunConfig, step: int) -> bool:
+    return step <= ALWAYS_LOGGED_STEPS or step % run.train.log_every_steps == 0
+
+
 def _log_step(
-    log: RunLog, run: RunConfig, done: int, progress: float, nats: float, elapsed_s: float
+    log: RunLog,
+    run: RunConfig,
+    done: int,
+    progress: float,
+    nats: float,
+    elapsed_s: float,
+    measured: Mapping[str, Any],
 ) -> None:
     log.step(step=done, max_steps=run.train.max_steps, loss_nats=nats, elapsed_s=elapsed_s)
     log.metrics(
@@ -261,4 +277,5 @@ def _log_step(
         tokens=done * run.data.tokens_per_step,
         train_nats=nats,
         time=time.time(),
+        **measured,
     )

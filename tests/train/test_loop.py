@@ -17,6 +17,7 @@ from speedrun.errors import TrainError
 from speedrun.train import loop
 from speedrun.train.checkpoint import Checkpoints
 from speedrun.train.log import RunLog
+from speedrun.train.norms import Norms
 from speedrun.train.step import Step
 
 NUMBER = r"-?\d+\.\d+"
@@ -206,3 +207,23 @@ def test_learning_rates_that_explode_end_the_run(bench: Any) -> None:
     )
     with pytest.raises(TrainError, match=r"step [23]: the loss is nan"):
         bench.train(run)
+
+
+def test_a_logged_step_says_how_far_it_moved_the_weights(bench: Any, tmp_path: Path) -> None:
+    bench.train(bench.change(bench.tiny, train={"max_steps": 2}), log=RunLog(tmp_path))
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    for row in rows:
+        assert row["memory_bytes"] > 0
+        assert row["weight_norm"].keys() == row["update_norm"].keys() >= {"matrix", "embedding"}
+        assert all(0 < row["update_norm"][name] < norm for name, norm in row["weight_norm"].items())
+
+
+def test_norms_are_those_of_the_weights_and_of_their_change() -> None:
+    weights = [torch.tensor([3.0, 4.0]), torch.tensor([[12.0]])]
+    norms = Norms([torch.optim.SGD([{"params": weights, "name": "all"}])])
+    norms.remember()
+    weights[0].add_(torch.tensor([2.0, 0.0]))
+    found = norms.measure()
+    assert found["update_norm"] == {"all": 2.0}
+    assert found["weight_norm"]["all"] == pytest.approx(math.sqrt(25 + 16 + 144), rel=1e-5)
