@@ -27,9 +27,12 @@ from speedrun.quant.rows import codes_of, is_rounded
 
 FILLED = 0.998
 """Share of the cap that ends the search."""
+FULL = 0.995
+"""Share of the cap that counts as used."""
 _TRIES = 30
 _JUMP = 2e-4  # octaves of all steps: a size that changes here does so at once
 _MIXES = 10
+_SPREADS = (0.15, 0.4, 0.05)  # octaves between mixed factors and their mean
 _MULTIPLES = tuple(2 ** (k / 2) for k in range(-40, 41))  # of steps that cost one unit of loss
 _SAMPLE_ROWS = 192  # of a tensor, for estimates
 _MAX_CODE = 127
@@ -110,7 +113,7 @@ def fit_weights(
         data=data,
         rounded=rounded,
         loss=loss,
-        is_full=len(data) >= 0.995 * search.cap_bytes,
+        is_full=len(data) >= FULL * search.cap_bytes,
         tries=search.tries,
     )
 
@@ -281,17 +284,20 @@ class _Search:
         The size of a small file jumps where the coder's tables change, and the cap may lie in the
         jump; how many rows have which factor is another way to move, with jumps elsewhere.
         """
-        low, high = 0.0, 1.0
-        for _ in range(_MIXES):
-            self.tries += 1
-            share = (low + high) / 2
-            found = self._pack(2 ** (at - 0.15), 2 ** (at + 0.15), share)
-            size = len(found[0])
-            low, high = (low, share) if size > self.cap_bytes else (share, high)
-            if size <= self.cap_bytes and (self._found is None or size > len(self._found[0])):
-                self._found = found
-                if size >= FILLED * self.cap_bytes:
-                    break
+        for apart in _SPREADS:
+            low, high = 0.0, 1.0
+            for _ in range(_MIXES):
+                self.tries += 1
+                share = (low + high) / 2
+                found = self._pack(2 ** (at - apart), 2 ** (at + apart), share)
+                size = len(found[0])
+                low, high = (low, share) if size > self.cap_bytes else (share, high)
+                if size <= self.cap_bytes and (self._found is None or size > len(self._found[0])):
+                    self._found = found
+                    if size >= FILLED * self.cap_bytes:
+                        return
+            if self._found and len(self._found[0]) >= FULL * self.cap_bytes:
+                return
 
     def _pack(
         self, factor: float, coarser: float = 1.0, finer_share: float = 1.0

@@ -97,4 +97,5 @@ def compare_groups(first: Sequence[RunRow], second: Sequence[RunRow], *, p_value
 
 def runs_csv(rows: Sequence[RunRow]) -> str:
     """All columns of the table, for spreadsheets and scripts."""
-    return sheet([field.name for field in dataclasses.fields(RunRow)], map(dataclasses.asdict, rows))
+    names = [field.name for field in dataclasses.fields(RunRow)]
+    return sheet(names, map(dataclasses.asdict, rows))
