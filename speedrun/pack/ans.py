@@ -29,6 +29,7 @@ _BELOW, _ABOVE = 6, 8  # octaves of mean magnitude on either side of 1 that clas
 _PLANS = (
     (True, 3, 4_096),
     (True, 6, 4_096),
+    (True, 2, 1_024),
     (True, 3, 512),
     (False, 3, 512),
     (True, 3, 128),
