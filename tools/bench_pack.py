@@ -75,7 +75,10 @@ def compare_codecs(weights: Weights, quant: QuantConfig) -> None:
             f"  {codec:<8} {len(data):>12,}  {len(data) / entropy:.4f}  {took:6.1f} s in, ", end=""
         )
         print(f"{back:5.1f} s out", flush=True)
-    for command, ending in ((["lrzip", "-z", "-L9", "-q"], ".lrz"), (["zpaq", "add"], ".zpaq")):
+    for command, ending in (
+        (["lrzip", "-z", "-L9", "-T", "-q"], ".lrz"),
+        (["zpaq", "add"], ".zpaq"),
+    ):
         if shutil.which(command[0]) is None:
             print(f"  {command[0]:<8} not installed")
             continue

@@ -1,7 +1,7 @@
 """Training by several processes: started here, and what each of them does.
 
-`python -m speedrun.cli.company FOLDER DATA SCREEN` is one rank; it trains what is in the run folder
-and leaves the weights there, and packing and judging are done by the process that started it.
+`python -m speedrun.cli.company FOLDER DATA SCREEN [TRACKER...]` is one rank; it trains what is in
+the run folder and leaves the weights there; the process that started it packs and judges.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,6 +81,7 @@ def train_together(
     *,
     overlap: Mapping[str, str],
     as_json: bool,
+    log_to: Sequence[str] = (),
 ) -> bool:
     """Train in processes of their own; the weights are in the run folder then.
 
@@ -105,7 +106,7 @@ def train_together(
     try:
         launch(
             "speedrun.cli.company",
-            [str(folder), str(dataset.folder), "json" if as_json else "plain"],
+            [str(folder), str(dataset.folder), "json" if as_json else "plain", *log_to],
             num_processes=company.num_processes,
             num_machines=company.num_machines,
             meeting_point=company.meeting_point,
@@ -128,10 +129,10 @@ def main() -> None:
     """One rank, from the command line."""
     from speedrun.train.launch import OUR_ERROR, leave_message
 
-    folder, data, kind = sys.argv[1:4]
+    folder, data, kind, *log_to = sys.argv[1:]
     _end_in_time()
     try:
-        _train_rank(Path(folder), data, as_json=kind == "json")
+        _train_rank(Path(folder), data, log_to, as_json=kind == "json")
     except SpeedrunError as error:
         leave_message(f"{OUR_ERROR}{error}")
         sys.exit(error.exit_code)
@@ -140,9 +141,10 @@ def main() -> None:
         sys.exit(SpeedrunError.exit_code)
 
 
-def _train_rank(folder: Path, data: str, *, as_json: bool) -> None:
+def _train_rank(folder: Path, data: str, log_to: Sequence[str], *, as_json: bool) -> None:
     from speedrun.cli.folder import read_folder
     from speedrun.cli.screen import open_screen
+    from speedrun.cli.trackers import open_trackers
     from speedrun.cli.training import train_run
     from speedrun.clock import Clock, Ledger
     from speedrun.data.corpus import open_corpus
@@ -158,8 +160,11 @@ def _train_rank(folder: Path, data: str, *, as_json: bool) -> None:
         ranks.close()
         return
     clock = Clock(budget_s, Ledger(folder / "ledger.jsonl"))
-    with open_screen(run.train.budget_s, as_json=as_json) as screen:
-        log = RunLog(folder, screen.say, screen.on_step)
+    with (
+        open_screen(run.train.budget_s, as_json=as_json) as screen,
+        open_trackers(log_to, run, folder, screen.say) as tell,
+    ):
+        log = RunLog(folder, screen.say, screen.on_step, tell)
         train_run(run, dataset, folder, clock, log, ranks)
     ranks.close()
 

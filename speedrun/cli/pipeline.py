@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from speedrun.cli.folder import note_environment, read_trained
 from speedrun.cli.packing import Packed, pack_run
 from speedrun.cli.screen import Screen
 from speedrun.cli.signals import RunInterruptedError
+from speedrun.cli.trackers import open_trackers
 from speedrun.cli.training import train_run
 from speedrun.clock import Clock, Ledger
 from speedrun.config import RunConfig
@@ -48,11 +49,13 @@ def run_once(
     author: str,
     overlap: Mapping[str, str],
     samples: int = 0,
+    log_to: Sequence[str] = (),
 ) -> Finished:
     """Train, pack, score and judge one run in `folder`, continuing where it was interrupted.
 
     `overlap` goes into the ledger: what is known of validation documents in the training shards.
-    `samples` is how many continuations of the packed model the report shows.
+    `samples` is how many continuations of the packed model the report shows, `log_to` names
+    trackers.
 
     Raises
         RunInterruptedError: a signal came; the checkpoint is on disk.
@@ -65,22 +68,26 @@ def run_once(
     clock = Clock(trained_s, Ledger(folder / "ledger.jsonl"))
     with clock.phase("data") as booked:
         booked.update(overlap)
-    log = RunLog(folder, screen.say, screen.on_step)
-    trained = read_trained(folder) or _train(run, dataset, folder, clock, log)
-    calibrate_run(folder, run, trained, dataset, clock)
-    screen.say("packing the averaged weights and scoring what is left of them")
-    packed = pack_run(
-        run,
-        track,
-        dataset,
-        folder,
-        trained,
-        out=folder / "submission",
-        cap_bytes=track.cap_bytes,
-        author=author,
-        clock=clock,
-        log=log,
-    )
+    with open_trackers(log_to, run, folder, screen.say) as tell:
+        log = RunLog(folder, screen.say, screen.on_step, tell)
+        trained = read_trained(folder) or _train(run, dataset, folder, clock, log)
+        calibrate_run(folder, run, trained, dataset, clock)
+        screen.say("packing the averaged weights and scoring what is left of them")
+        packed = pack_run(
+            run,
+            track,
+            dataset,
+            folder,
+            trained,
+            out=folder / "submission",
+            cap_bytes=track.cap_bytes,
+            author=author,
+            clock=clock,
+            log=log,
+        )
+        log.metrics(
+            step=trained.steps, packed_bpb=packed.score.bpb, packed_bytes=packed.total_bytes
+        )
     screen.say("judging the submission in a process of its own")
     # One's own code may run without walls; the verdict then says so.
     verdict = verify_submission(

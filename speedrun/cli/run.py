@@ -67,6 +67,9 @@ def run(
     samples: int = typer.Option(
         3, metavar="N", min=0, max=20, help="Continuations in report.html; 0 writes none."
     ),
+    log_to: list[str] = typer.Option(
+        [], metavar="NAME", help="tensorboard, wandb or trackio, too; repeatable."
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Say what would run, and stop."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON, one line for each run."),
 ) -> None:
@@ -97,8 +100,10 @@ def run(
     from speedrun.cli.company import form_company, train_together
     from speedrun.cli.folder import new_folder
     from speedrun.cli.overlap import check_overlap
+    from speedrun.cli.trackers import check_trackers
     from speedrun.data.corpus import open_corpus
 
+    check_trackers(log_to)
     dataset = open_corpus(data or chosen.corpus, echo=echo)
     overlap = check_overlap(dataset, allow=allow_overlap, echo=echo)
     company = form_company(nproc, nnodes, rdzv)
@@ -108,7 +113,7 @@ def run(
         with nullcontext(resume) if resume else new_folder(each, chosen, out) as folder:
             echo(f"run folder: {folder}")
             if not company.is_alone and not train_together(
-                each, dataset, folder, company, overlap=overlap, as_json=as_json
+                each, dataset, folder, company, overlap=overlap, as_json=as_json, log_to=log_to
             ):
                 echo("trained: the machine of rank 0 packs and judges")
                 continue
@@ -122,6 +127,7 @@ def run(
                     author=author,
                     overlap=overlap,
                     samples=samples,
+                    log_to=log_to,
                 )
         _print_finished(done, chosen, as_json=as_json)
         exit_code = max(exit_code, done.verdict.exit_code)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,15 @@ class RunLog:
         folder: Path | None = None,
         echo: Callable[[str], None] = lambda line: None,
         on_step: Callable[[float, float, float], None] = lambda progress, elapsed_s, nats: None,
+        on_metrics: Callable[[Mapping[str, Any]], None] = lambda values: None,
     ) -> None:
-        """`on_step(progress, elapsed_s, loss_nats)` is called after each step (a progress bar)."""
+        """`on_step(progress, elapsed_s, loss_nats)` is called after each step (a progress bar),
+        `on_metrics` with each line of `metrics.jsonl`.
+        """
         self.folder = folder
         self.echo = echo
         self.on_step = on_step
+        self.on_metrics = on_metrics
 
     def line(self, text: str) -> None:
         """One line of `train.log`.
@@ -55,6 +59,7 @@ class RunLog:
     def metrics(self, **values: Any) -> None:
         """One JSON line of `metrics.jsonl`."""
         self._append("metrics.jsonl", json.dumps(values))
+        self.on_metrics(values)
 
     def _append(self, name: str, text: str) -> None:
         if self.folder is None:
