@@ -17,7 +17,8 @@ from speedrun.ranks import Message, Ranks
 class _Stack:
     """Matrices of one group and shape, which move together."""
 
-    group: dict[str, Any]
+    group: int
+    """Place of its group in `param_groups`, whose dicts are others after `load_state_dict`."""
     matrices: list[Tensor]
     share: int
     """Matrices of a rank: the last ones may have fewer, or none."""
@@ -74,7 +75,9 @@ class Muon(torch.optim.Optimizer):
         self._direction: Callable[..., Tensor] = _direction
         self._apply: Callable[..., None] = _apply
         self._stacks = [
-            stack for group in self.param_groups for stack in _stacks(group, self.ranks)
+            stack
+            for number, group in enumerate(self.param_groups)
+            for stack in _stacks(number, group["params"], self.ranks)
         ]
 
     def compile(self) -> None:
@@ -125,7 +128,7 @@ class Muon(torch.optim.Optimizer):
             stack.message = None
             # Tensors, because a compiled graph would be compiled anew for every other number.
             if len(buffer):
-                momentum = torch.tensor(stack.group["momentum"])
+                momentum = torch.tensor(self.param_groups[stack.group]["momentum"])
                 updates = self._direction(grads, buffer, momentum, **self._how)
             else:
                 updates = grads.to(self._dtype)
@@ -134,8 +137,9 @@ class Muon(torch.optim.Optimizer):
             coming.append((stack, self.ranks.gather(updates)))
         for stack, message in coming:
             rows, cols = stack.matrices[0].shape
-            rate = stack.group["lr"]
-            keep = torch.tensor(1 - rate * stack.group["weight_decay"])
+            group = self.param_groups[stack.group]
+            rate = group["lr"]
+            keep = torch.tensor(1 - rate * group["weight_decay"])
             rate = torch.tensor(rate * max(1, rows / cols) ** 0.5)
             self._apply(stack.matrices, message.wait(), keep, rate)
 
@@ -190,10 +194,10 @@ def _apply(matrices: list[Tensor], updates: Tensor, keep: Tensor, rate: Tensor) 
     torch._foreach_sub_(matrices, moves)
 
 
-def _stacks(group: dict[str, Any], ranks: Ranks) -> list[_Stack]:
+def _stacks(group: int, params: list[Tensor], ranks: Ranks) -> list[_Stack]:
     """A group's matrices by shape, largest stack first, shared among ranks."""
     by_shape: dict[torch.Size, list[Tensor]] = {}
-    for matrix in group["params"]:
+    for matrix in params:
         assert matrix.ndim == 2, f"Muon is for matrices, not {tuple(matrix.shape)}"
         by_shape.setdefault(matrix.shape, []).append(matrix)
     stacks = []

@@ -220,6 +220,28 @@ def test_muon_refuses_what_is_no_matrix():
         build_optimizers(model, OptimConfig())
 
 
+def test_the_schedule_still_rules_after_a_state_was_loaded():
+    # Loading puts new dicts in place of `param_groups`, and warm-up loads before every run.
+    model = build_model(TINY, seed=3)
+    moved = {}
+    for progress in (0.0, 0.999):
+        optimizers = build_optimizers(model, OptimConfig())
+        for optimizer in optimizers:
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+        run = RunConfig(name="t", model=TINY, schedule=ScheduleConfig(warmdown_frac=0.5))
+        apply_schedule(optimizers, progress, run)
+        fake_gradients(model.parameters(), seed=5)
+        for optimizer in optimizers:
+            optimizer.step()
+        moved[progress] = {
+            name: float((weight.detach() - before[name]).norm())
+            for name, weight in model.named_parameters()
+        }
+    for name, distance in moved[0.0].items():
+        assert moved[0.999][name] < 0.02 * distance, name
+
+
 def test_optimizer_state_round_trip_continues_bit_identically():
     model = build_model(TINY, seed=1)
     optimizers = build_optimizers(model, OptimConfig(muon_weight_decay=0.1))

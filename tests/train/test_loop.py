@@ -227,3 +227,17 @@ def test_norms_are_those_of_the_weights_and_of_their_change() -> None:
     found = norms.measure()
     assert found["update_norm"] == {"all": 2.0}
     assert found["weight_norm"]["all"] == pytest.approx(math.sqrt(25 + 16 + 144), rel=1e-5)
+
+
+def test_every_groups_updates_shrink_as_time_runs_out(
+    bench: Any, time: Any, tmp_path: Path
+) -> None:
+    run = bench.change(
+        bench.tiny,
+        train={"budget_s": 20.0, "log_every_steps": 1},
+        schedule={"warmdown_frac": 1.0, "final_lr_frac": 0.0},
+    )
+    bench.train(run, clock=Clock(20.0, Ledger(None), now=time), log=RunLog(tmp_path))
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for name, first in rows[0]["update_norm"].items():
+        assert rows[-1]["update_norm"][name] < 0.2 * first, name
