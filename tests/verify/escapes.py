@@ -152,6 +152,7 @@ def read_an_inherited_descriptor():
 @escape
 def find_what_others_keep_in_tmp_and_shared_memory():
     own = {os.environ["TMPDIR"], os.environ["TMPDIR"].removeprefix("/tmp/").split("/")[0]}
+    own |= {sys.prefix.removeprefix("/tmp/").split("/")[0]}  # a checkout may lie in /tmp
     return [name for folder in ("/tmp", "/dev/shm") for name in {*os.listdir(folder)} - own]
 
 
