@@ -111,7 +111,7 @@ def test_processes_of_one_cell_share_nothing_but_the_files(tmp_path: Path) -> No
     (tmp_path / "train_gpt.py").write_text(
         "import os, sys\n"
         "open('/tmp/mine', 'x').close()\n"
-        "found = [name for name in os.listdir('/tmp') if not sys.prefix.startswith('/tmp/' + name)]\n"
+        "found = [n for n in os.listdir('/tmp') if not sys.prefix.startswith(f'/tmp/{n}')]\n"
         "print(found, len([p for p in os.listdir('/proc') if p.isdigit()]) < 4)\n"
         "sys.stdout.flush(); sys.stdin.read()"
     )
