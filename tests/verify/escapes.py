@@ -114,7 +114,13 @@ def list_the_home_the_data_and_the_cache():
             found[key] = os.listdir(GIVEN[key])
         except OSError:
             continue
-    return {key: names for key, names in found.items() if set(names) - {".venv", ".pyenv"}}
+    own = {Path(sys.prefix).relative_to(GIVEN["home"]).parts[0]} if is_at_home() else set()
+    return {key: names for key, names in found.items() if set(names) - {".venv", ".pyenv"} - own}
+
+
+def is_at_home():
+    """A checkout may lie in the home folder, and its environment is shown."""
+    return Path(sys.prefix).is_relative_to(GIVEN["home"])
 
 
 @escape
