@@ -10,6 +10,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,53 +52,45 @@ class TensorBoard:
         self._writer.close()
 
 
-class WeightsAndBiases:
+class Service:
+    """A run of a service, which wandb and trackio give alike."""
+
+    def __init__(self, run: Any) -> None:
+        self._run = run
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Take in what was measured after `step`."""
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Write what is still held back."""
+        self._run.finish()
+
+
+def open_wandb(run: RunConfig, folder: Path) -> Tracker:
     """A run of the project `speedrun`; with WANDB_MODE=offline its files stay in the run folder."""
+    import wandb
 
-    def __init__(self, run: RunConfig, folder: Path) -> None:
-        import wandb
-
-        self._run: Any = wandb.init(
-            project=PROJECT,
-            id=folder.name,
-            name=folder.name,
-            dir=str(folder),
-            config=_settings(run),
-            resume="allow",
+    name, settings = folder.name, _settings(run)
+    return Service(
+        wandb.init(
+            project=PROJECT, id=name, name=name, dir=str(folder), config=settings, resume="allow"
         )
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Take in what was measured after `step`."""
-        self._run.log(dict(values), step=step)
-
-    def close(self) -> None:
-        """Write what is still held back."""
-        self._run.finish()
+    )
 
 
-class Trackio:
+def open_trackio(run: RunConfig, folder: Path) -> Tracker:
     """A run of the project `speedrun` in trackio's own folder: `trackio show`."""
+    import trackio
 
-    def __init__(self, run: RunConfig, folder: Path) -> None:
-        import trackio
-
-        self._run: Any = trackio.init(
-            project=PROJECT, name=folder.name, config=_settings(run), resume="allow"
-        )
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Take in what was measured after `step`."""
-        self._run.log(dict(values), step=step)
-
-    def close(self) -> None:
-        """Write what is still held back."""
-        self._run.finish()
+    settings = _settings(run)
+    return Service(trackio.init(project=PROJECT, name=folder.name, config=settings, resume="allow"))
 
 
 TRACKERS: dict[str, Callable[[RunConfig, Path], Tracker]] = {
     "tensorboard": TensorBoard,
-    "wandb": WeightsAndBiases,
-    "trackio": Trackio,
+    "wandb": open_wandb,
+    "trackio": open_trackio,
 }
 """Name, which is also that of the package it needs and of our extra -> what opens it."""
 
@@ -138,10 +131,10 @@ def open_trackers(
         values = dict(_numbers(row))
         step = int(values.pop("step", 0))
         for name, tracker in list(opened.items()):
-            attempt(name, lambda tracker=tracker: tracker.log(values, step))  # type: ignore[misc]
+            attempt(name, partial(tracker.log, values, step))
 
     for name in dict.fromkeys(names):
-        attempt(name, lambda name=name: open_one(name))  # type: ignore[misc]
+        attempt(name, partial(open_one, name))
     try:
         yield tell
     finally:

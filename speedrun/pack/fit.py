@@ -35,7 +35,7 @@ _MIXES = 10
 _SPREADS = (0.15, 0.4, 0.05, 0.25, 0.1, 0.6, 0.8)  # octaves between mixed factors and their mean
 _MULTIPLES = tuple(2 ** (k / 2) for k in range(-40, 41))  # of steps that cost one unit of loss
 _SAMPLE_ROWS = 192  # of a tensor, for estimates
-_SCALE_MULTIPLES = (1.0, 0.8, 0.87, 0.94, 1.07, 1.15, 1.25, 1.4)
+_SCALE_MULTIPLES = (0.8, 0.87, 0.94, 1.07, 1.15, 1.25, 1.4)  # that GPTQ also tries
 _MAX_CODE = 127
 _WIDEST = 2.1  # times a row's largest weight: it rounds the whole row to zero
 _LEAST_BITS = 1.0  # per weight: a network of fewer is better made smaller
@@ -150,7 +150,7 @@ def round_with_gptq(
             for scales, codes in tried:
                 off = (codes * scales.float()[:, None] - weight).double()
                 energies.append(((off @ gram.double()) * off).sum(1))
-            best = torch.stack(energies).argmin(0)
+            best = torch.stack(energies).argmin(0)  # the first of equals
             row = torch.arange(len(best))
             scales, codes = (torch.stack(parts)[best, row] for parts in zip(*tried, strict=True))
             rounded[name] = rows._replace(codes=codes, scales=scales)
@@ -160,10 +160,11 @@ def round_with_gptq(
 def _multiples_of(scales: Tensor) -> list[Tensor]:
     """Scales to try: the given ones first, which stay where nothing is better; float16."""
     finite = torch.finfo(torch.float16)
-    return [
+    others = [
         (scales.float() * multiple).clamp(finite.smallest_normal, finite.max).to(torch.float16)
         for multiple in _SCALE_MULTIPLES
     ]
+    return [scales, *others]
 
 
 def matrix_loss(name: str, error: Tensor, calibration: Calibration | None) -> float:
