@@ -3,7 +3,8 @@
     python tools/bench_pack.py RUN [--tokens 8192] [--batches 24] [--parts codecs,methods,caps]
 
     codecs   the recipe's rounding to the nearest: every codec on the same codes, and the entropy
-    methods  nearest rounding, GPTQ, and auto-fit in the bytes of GPTQ; at several uniform bits
+    methods  nearest rounding, GPTQ at its scales and at the best of eight scales a row, and
+             auto-fit in the bytes of the latter; at several uniform bits
     caps     auto-fit alone at several sizes
 
 RUN comes from tools/train_packing_weights.py. Calibration reads the training batches that follow
@@ -102,9 +103,13 @@ def compare_methods(
         quant = dataclasses.replace(
             run.quant, matrix_bits=width, embedding_bits=width, codec="ans", method="nearest"
         )
-        nearest, mended = round_weights(weights, quant), round_with_gptq(weights, quant, found)
+        ways = {
+            "nearest": round_weights(weights, quant),
+            "gptq": round_with_gptq(weights, quant, found, multiples=()),
+            "gptq best of 8": round_with_gptq(weights, quant, found),
+        }
         lost = []
-        for label, rounded in (("nearest", nearest), ("gptq", mended)):
+        for label, rounded in ways.items():
             data = write_weights(rounded, "ans", {})
             loss = sum(
                 matrix_loss(name, rows.weights() - weights[name], found)
@@ -112,16 +117,16 @@ def compare_methods(
                 if isinstance(rows, Rows)
             )
             lost.append(score_part(run, unpack_weights(data)[1], dataset, tokens) - exact)
-            print(f"  int{width} {label:<8} {len(data):>11,} bytes {lost[-1]:+.5f} bpb, ", end="")
+            print(f"  int{width} {label:<14} {len(data):>11,} bytes {lost[-1]:+.5f} bpb, ", end="")
             print(f"estimated {loss:.5f} nats a token", flush=True)
         started = time.process_time()
         fitted = fit_weights(weights, quant, {}, cap_bytes=len(data), calibration=found)
         took = time.process_time() - started
         loss = score_part(run, unpack_weights(fitted.data)[1], dataset, tokens) - exact
-        share = lost[1] / lost[0] if lost[0] else math.nan
+        shares = ", ".join(f"{each / lost[0] if lost[0] else math.nan:.2f}" for each in lost[1:])
         print(
-            f"  int{width} auto-fit {len(fitted.data):>11,} bytes {loss:+.5f} bpb, estimated "
-            f"{fitted.loss:.5f}; {took:.0f} s, {fitted.tries} tries; gptq / nearest {share:.2f}",
+            f"  int{width} auto-fit       {len(fitted.data):>11,} bytes {loss:+.5f} bpb, estimated "
+            f"{fitted.loss:.5f}; {took:.0f} s, {fitted.tries} tries; gptq / nearest {shares}",
             flush=True,
         )
 

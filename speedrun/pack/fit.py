@@ -8,6 +8,7 @@ word: everything is rounded and compressed again until the file is just below th
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +19,19 @@ from torch import Tensor
 
 from speedrun.config import QuantConfig
 from speedrun.errors import PackError, QuantError
-from speedrun.pack.weights import Rounded, Rows, round_weights, write_weights
+from speedrun.pack.weights import (
+    FINE_STEPS,
+    LARGEST_FINE,
+    Rounded,
+    Rows,
+    round_weights,
+    write_weights,
+)
 from speedrun.quant.balance import Balance, balance, on_grid, spread
 from speedrun.quant.calibration import Calibration
 from speedrun.quant.gptq import Feedback, feedback_of, gptq_rows, one_thread
 from speedrun.quant.low_rank import low_rank
-from speedrun.quant.rows import codes_of, is_rounded
+from speedrun.quant.rows import codes_of, is_rounded, max_code
 
 FILLED = 0.998
 """Share of the cap that ends the search."""
@@ -35,8 +43,9 @@ _MIXES = 10
 _SPREADS = (0.15, 0.4, 0.05, 0.25, 0.1, 0.6, 0.8)  # octaves between mixed factors and their mean
 _MULTIPLES = tuple(2 ** (k / 2) for k in range(-40, 41))  # of steps that cost one unit of loss
 _SAMPLE_ROWS = 192  # of a tensor, for estimates
-_SCALE_MULTIPLES = (0.8, 0.87, 0.94, 1.07, 1.15, 1.25, 1.4)  # that GPTQ also tries
-_MAX_CODE = 127
+SCALE_MULTIPLES = (0.8, 0.87, 0.94, 1.07, 1.15, 1.25, 1.4)
+"""What GPTQ also tries, times the scale that is best for the weights of a row."""
+_LARGEST_COARSE = 127
 _WIDEST = 2.1  # times a row's largest weight: it rounds the whole row to zero
 _LEAST_BITS = 1.0  # per weight: a network of fewer is better made smaller
 
@@ -74,12 +83,12 @@ class _Matrix:
     def steps(self, multiple: float | Tensor) -> Tensor:
         """Scales of the rows, float16: never so fine that a code would have to be clipped."""
         wanted = torch.minimum(self.balance.steps * multiple, self.largest * _WIDEST)
-        finest = on_grid(self.largest / _MAX_CODE, 1.0)
+        finest = on_grid(self.largest / LARGEST_FINE, 1.0)
         return torch.maximum(on_grid(wanted, spread(len(wanted))), finest)
 
     def is_finest(self, multiple: float) -> bool:
         """Whether smaller steps than these would clip codes in every row."""
-        return bool((self.balance.steps * multiple <= self.largest / _MAX_CODE).all())
+        return bool((self.balance.steps * multiple <= self.largest / LARGEST_FINE).all())
 
 
 def fit_weights(
@@ -120,7 +129,10 @@ def fit_weights(
 
 
 def round_with_gptq(
-    weights: dict[str, Tensor], quant: QuantConfig, calibration: Calibration
+    weights: dict[str, Tensor],
+    quant: QuantConfig,
+    calibration: Calibration,
+    multiples: Sequence[float] = SCALE_MULTIPLES,
 ) -> Rounded:
     """Round as `round_weights` does, but choose codes by GPTQ where a layer's inputs are known.
 
@@ -141,8 +153,8 @@ def round_with_gptq(
             try:
                 feedback = feedback_of(gram)
                 tried = [
-                    (scales, gptq_rows(weight, scales, feedback, bits=rows.bits))
-                    for scales in _multiples_of(rows.scales)
+                    (scales, gptq_rows(weight, scales, feedback, largest=max_code(rows.bits)))
+                    for scales in _multiples_of(rows.scales, multiples)
                 ]
             except QuantError as error:
                 raise PackError(f"weight {name!r}: {error}") from error
@@ -157,12 +169,12 @@ def round_with_gptq(
     return rounded
 
 
-def _multiples_of(scales: Tensor) -> list[Tensor]:
+def _multiples_of(scales: Tensor, multiples: Sequence[float]) -> list[Tensor]:
     """Scales to try: the given ones first, which stay where nothing is better; float16."""
     finite = torch.finfo(torch.float16)
     others = [
         (scales.float() * multiple).clamp(finite.smallest_normal, finite.max).to(torch.float16)
-        for multiple in _SCALE_MULTIPLES
+        for multiple in multiples
     ]
     return [scales, *others]
 
@@ -340,10 +352,13 @@ class _Search:
         scales = matrix.steps(multiples)
         columns = None if matrix.feedback is None else matrix.balance.columns
         if matrix.feedback is None:
-            codes = codes_of(matrix.weight, scales.float(), _MAX_CODE).to(torch.int8)
+            codes = codes_of(matrix.weight, scales.float(), LARGEST_FINE).to(torch.int16)
         else:
-            codes = gptq_rows(matrix.weight, scales, matrix.feedback, bits=8)
-        bits = int(codes.abs().max()).bit_length() + 1 if codes.numel() else 1
+            codes = gptq_rows(matrix.weight, scales, matrix.feedback, largest=LARGEST_FINE)
+        largest = int(codes.abs().max()) if codes.numel() else 0
+        if largest <= _LARGEST_COARSE:
+            codes = codes.to(torch.int8)
+        bits = largest.bit_length() + 1
         rows = Rows(codes.view(matrix.shape), scales.view(matrix.shape[:-1]), bits, columns)
         return self._corrected(matrix, rows) if self.quant.correction_rank else rows
 
@@ -424,10 +439,13 @@ def _entropy_bits(codes: Floats) -> float:
     """Bits of codes if rows of similar magnitude share a table, as in `pack.ans`."""
     if not codes.size:
         return 0.0
+    fine_bits = 0.0
+    if np.abs(codes).max() > _LARGEST_COARSE:
+        codes, fine_bits = np.round(codes / FINE_STEPS), codes.size * math.log2(FINE_STEPS)
     edges = [2 ** (k / 2) for k in range(-8, 14)]
     classes = np.digitize(np.abs(codes).mean(1), edges)
     cells = (classes[:, None] * 256 + codes + 128).astype(np.int64)
     counts = np.bincount(cells.ravel(), minlength=256 * (len(edges) + 1)).reshape(-1, 256)
     totals = np.broadcast_to(counts.sum(1, keepdims=True), counts.shape)
     used = counts > 0
-    return float((counts[used] * np.log2(totals[used] / counts[used])).sum())
+    return fine_bits + float((counts[used] * np.log2(totals[used] / counts[used])).sum())

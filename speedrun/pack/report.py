@@ -9,7 +9,7 @@ from torch import Tensor
 
 from speedrun.pack.container import Array, read_container, read_header
 from speedrun.pack.fit import matrix_loss
-from speedrun.pack.weights import unpack_weights
+from speedrun.pack.weights import FINE_STEPS, unpack_weights
 from speedrun.quant.calibration import Calibration
 
 
@@ -70,7 +70,10 @@ def report_pack(
     tensors = []
     for name, unpacked in unpack_weights(data)[1].items():
         weight = weights[name].detach().to("cpu").double()
-        codes = arrays.get(f"{name}:codes")
+        codes, fine = arrays.get(f"{name}:codes"), arrays.get(f"{name}:fine")
+        if codes is not None and fine is not None:
+            codes = codes.astype(np.int16) * FINE_STEPS + fine
+        largest = 0 if codes is None else int(np.abs(codes).max(initial=0))
         energy = float(weight.square().sum())
         parts = [part for part in arrays if part.partition(":")[0] == name]
         kind = "float16" if weights[name].is_floating_point() else "integers"
@@ -81,8 +84,8 @@ def report_pack(
             TensorReport(
                 name=name,
                 kind=kind if codes is None else "rows",
-                bits=8 * arrays[name].itemsize if codes is None else _bits(codes),
-                clip=0.0 if codes is None else _clip(codes, arrays[f"{name}:scales"]),
+                bits=8 * arrays[name].itemsize if codes is None else largest.bit_length() + 1,
+                clip=0.0 if codes is None else largest * _middle(arrays[f"{name}:scales"]),
                 codec=codecs[name if codes is None else f"{name}:codes"],
                 num_weights=weight.numel(),
                 packed_bytes=sum(packed[part] for part in parts),
@@ -99,13 +102,8 @@ def report_pack(
     )
 
 
-def _bits(codes: Array) -> int:
-    return int(np.abs(codes).max(initial=0)).bit_length() + 1
-
-
-def _clip(codes: Array, scales: Array) -> float:
-    """The middle row's, for the widest code that the tensor uses."""
-    return float(np.median(scales.astype(np.float64))) * int(np.abs(codes).max(initial=0))
+def _middle(scales: Array) -> float:
+    return float(np.median(scales.astype(np.float64)))
 
 
 def _entropy_bytes(array: Array) -> float:

@@ -18,10 +18,11 @@ from speedrun.quant.rows import code_bits, dequantize_rows, quantize_rows
 
 
 class Rows(NamedTuple):
-    """A rounded tensor: codes (..., cols) int8, scales (...) float16, and the bits of a code.
+    """A rounded tensor: codes (..., cols), scales (...) float16, and the bits of a code.
 
-    A matrix may have a scale for each of its columns too, (cols,) float16, and a correction: the
-    codes and scales of two factors by the names they have in the file.
+    Codes are int8, or int16 up to `LARGEST_FINE` where eight bits are too few. A matrix may have a
+    scale for each of its columns too, (cols,) float16, and a correction: the codes and scales of
+    two factors by the names they have in the file.
     """
 
     codes: Tensor
@@ -32,15 +33,27 @@ class Rows(NamedTuple):
 
     def weights(self) -> Tensor:
         """What the codes stand for, float32."""
+        return _assemble("", self.parts())
+
+    def parts(self) -> dict[str, Tensor]:
+        """The tensors of the file, by the ends of their names."""
         parts = {"codes": self.codes, "scales": self.scales, **self.factors}
         if self.columns is not None:
             parts["columns"] = self.columns
-        return _assemble("", dict(parts))
+        if self.codes.dtype == torch.int16:
+            coarse = self.codes + FINE_STEPS // 2 >> _FINE_BITS
+            parts["codes"] = coarse.to(torch.int8)
+            parts["fine"] = (self.codes - (coarse << _FINE_BITS)).to(torch.int8)
+        return parts
 
 
 Rounded = dict[str, Rows | Tensor]
 """By name: codes with scales, a float16 tensor, or integers that are kept as they are."""
 _INTEGERS = (torch.int8, torch.int16)
+_FINE_BITS = 4
+FINE_STEPS = 1 << _FINE_BITS
+"""Parts of a coarse code's step that the second plane of a fine code tells apart."""
+LARGEST_FINE = 127 * FINE_STEPS + FINE_STEPS // 2 - 1
 
 
 def pack_weights(weights: dict[str, Tensor], quant: QuantConfig, meta: dict[str, Any]) -> bytes:
@@ -102,22 +115,22 @@ def write_weights(rounded: Rounded, codec: str, meta: dict[str, Any]) -> bytes:
     sections: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
     for name, tensor in sorted(rounded.items()):
         if isinstance(tensor, Rows):
-            codes, own = tensor.codes.numpy(), f"{tensor.bits} bits"
+            parts, own = tensor.parts(), f"{tensor.bits} bits"
+            codes = parts.pop("codes").numpy()
             if codec in ("ans", "best"):
                 own = f":{name}" if codec == "best" and _repeats(codes) else "codes"
             sections.setdefault(own, {})[f"{name}:codes"] = codes
-            parts = {"scales": tensor.scales, "columns": tensor.columns, **tensor.factors}
             for part, values in parts.items():
-                if values is not None:
-                    kind = "scales" if values.dtype == torch.float16 else "factors"
-                    sections.setdefault(kind, {})[f"{name}:{part}"] = values.numpy()
+                kind = part if part == "fine" else "factors"
+                kind = "scales" if values.dtype == torch.float16 else kind
+                sections.setdefault(kind, {})[f"{name}:{part}"] = values.numpy()
         else:
             # Sorting puts these behind the codes; a stream of counts has a section of its own.
             own = name if tensor.dtype in _INTEGERS else "small"
             sections.setdefault(own, {})[name] = tensor.numpy()
     ordered = [
         # Where nothing repeats, the general compressors need minutes to lose.
-        Section(arrays, "ans" if kind == "codes" else codec)
+        Section(arrays, "ans" if kind in ("codes", "fine") else codec)
         for kind, arrays in sorted(sections.items())
     ]
     return write_container(ordered, meta)
@@ -152,12 +165,13 @@ def _assemble(name: str, parts: dict[str, Tensor]) -> Tensor:
     # Codes that lost their scales would be a matrix.
     if parts.keys() == {""} and parts[""].dtype in _INTEGERS and parts[""].ndim == 1:
         return parts[""]
-    plain, codes, scales, columns = (parts.pop(p, None) for p in ("", "codes", "scales", "columns"))
+    plain, codes, scales = (parts.pop(part, None) for part in ("", "codes", "scales"))
+    fine, columns = parts.pop("fine", None), parts.pop("columns", None)
     left, right = (_factor(parts, side) for side in ("left", "right"))
     floats = [part for part in (plain, scales, columns, left, right) if part is not None]
     if not all(part.is_floating_point() and bool(part.isfinite().all()) for part in floats):
         raise FormatError(f"weight {name!r} has parts that are not finite float16")
-    if plain is not None and codes is None and scales is None and columns is None:
+    if plain is not None and all(part is None for part in (codes, scales, columns, fine)):
         weight = plain.float()
     elif plain is None and codes is not None and scales is not None:
         if codes.dtype != torch.int8 or codes.ndim < 2 or scales.shape != codes.shape[:-1]:
@@ -167,6 +181,16 @@ def _assemble(name: str, parts: dict[str, Tensor]) -> Tensor:
             )
         if not bool((scales > 0).all()) or bool((codes == -128).any()):
             raise FormatError(f"weight {name!r} has a scale of zero or below, or a code of -128")
+        if fine is not None:
+            half = FINE_STEPS // 2
+            if fine.dtype != torch.int8 or fine.shape != codes.shape:
+                raise FormatError(
+                    f"weight {name!r}: {fine.dtype} fine codes {tuple(fine.shape)} for codes "
+                    f"{tuple(codes.shape)}, need one int8 for each"
+                )
+            if not bool(((fine >= -half) & (fine < half)).all()):
+                raise FormatError(f"weight {name!r} has fine codes outside {-half} to {half - 1}")
+            codes = (codes.to(torch.int16) << _FINE_BITS) + fine
         weight = dequantize_rows(codes, scales)
         if columns is not None:
             if columns.shape != codes.shape[-1:] or not bool((columns > 0).all()):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from speedrun.errors import QuantError
-from speedrun.quant.rows import check_matrix, max_code
+from speedrun.quant.rows import check_matrix
 
 _BLOCK = 128  # columns worked on before their errors reach the rest: one block stays in the cache
 
@@ -53,7 +53,7 @@ def feedback_of(gram: Tensor, *, damping: float = 0.01) -> Feedback:
     return Feedback(order, factor)
 
 
-def gptq_rows(weight: Tensor, scales: Tensor, feedback: Feedback, *, bits: int) -> Tensor:
+def gptq_rows(weight: Tensor, scales: Tensor, feedback: Feedback, *, largest: int) -> Tensor:
     """Codes for given scales with little error in the layer's outputs, not in its weights.
 
     Columns are rounded one after another; the error of each is made up for by the columns that are
@@ -62,7 +62,7 @@ def gptq_rows(weight: Tensor, scales: Tensor, feedback: Feedback, *, bits: int) 
     Shapes
         weight  (rows, cols)  float32
         scales  (rows,)       float16, above zero
-        result  (rows, cols)  int8, -max_code..max_code
+        result  (rows, cols)  int8, or int16 above 127; -largest..largest
 
     Raises
         QuantError: shapes differ, or a scale is not above zero.
@@ -78,11 +78,11 @@ def gptq_rows(weight: Tensor, scales: Tensor, feedback: Feedback, *, bits: int) 
     order, factor = feedback
     if order.shape != weight.shape[1:]:
         raise QuantError(f"feedback of {len(order):,} columns for {weight.shape[1]:,}")
-    largest = max_code(bits)
     with one_thread():
         # Columns lie contiguously: each is read and written whole.
         open_columns = weight.double().T[order].contiguous()
-        codes = torch.empty(open_columns.shape, dtype=torch.int8)
+        dtype = torch.int8 if largest <= 127 else torch.int16
+        codes = torch.empty(open_columns.shape, dtype=dtype)
         steps = scales.double()
         for start in range(0, len(open_columns), _BLOCK):
             part = open_columns[start : start + _BLOCK]

@@ -10,7 +10,14 @@ from speedrun.config import QuantConfig
 from speedrun.errors import FormatError, PackError
 from speedrun.pack.container import Section, read_container, read_header, write_container
 from speedrun.pack.report import report_pack
-from speedrun.pack.weights import Rows, pack_weights, round_weights, unpack_weights, write_weights
+from speedrun.pack.weights import (
+    LARGEST_FINE,
+    Rows,
+    pack_weights,
+    round_weights,
+    unpack_weights,
+    write_weights,
+)
 from speedrun.quant.clip import search_clip
 from speedrun.quant.low_rank import low_rank
 from speedrun.quant.rows import dequantize_rows, quantize_rows
@@ -225,9 +232,27 @@ def test_column_scales_and_corrections_come_back() -> None:
     assert torch.equal(found["w"], rows.weights())
 
 
+def test_fine_codes_take_a_second_plane() -> None:
+    codes = torch.arange(-LARGEST_FINE, LARGEST_FINE + 1, dtype=torch.int16).view(3, -1)
+    rows = Rows(codes, torch.tensor([0.5, 0.25, 2.0]).half(), 12)
+    data = write_weights({"w": rows}, "best", {})
+    _, arrays = read_container(data)
+    assert int(arrays["w:codes"].min()) == -127 and int(arrays["w:codes"].max()) == 127
+    assert set(arrays["w:fine"].ravel()) == set(range(-8, 8))
+    found = unpack_weights(data)[1]["w"]
+    assert torch.equal(found, codes.float() * rows.scales.float()[:, None])
+    assert torch.equal(found, rows.weights())
+    (report,) = report_pack(data, {"w": found}).tensors
+    assert report.bits == 12 and report.clip == 0.5 * LARGEST_FINE and report.relative_error == 0
+
+
 @pytest.mark.parametrize(
     ("part", "value", "message"),
     [
+        ("fine", np.zeros((30, 11), np.int8), "fine codes"),
+        ("fine", np.full((30, 12), 8, np.int8), "outside -8 to 7"),
+        ("fine", np.full((30, 12), -9, np.int8), "outside -8 to 7"),
+        ("fine", np.zeros((30, 12), np.float16), "need one int8 for each"),
         ("columns", np.ones(11, np.float16), "column scales"),
         ("columns", np.zeros(12, np.float16), "column scales"),
         ("columns", np.full(12, np.inf, np.float16), "not finite"),

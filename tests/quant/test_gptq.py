@@ -43,15 +43,15 @@ def slow_gptq(weight, scales, gram, largest):
 @pytest.mark.parametrize(("rows", "cols"), [(5, 1), (7, 12), (9, 150)])
 def test_gptq_agrees_with_the_loop_of_the_paper(rows: int, cols: int) -> None:
     weight, gram = layer(rows, cols)
-    _, scales = quantize_rows(weight, weight.abs().amax(1), bits=4)
-    found = gptq_rows(weight, scales, feedback_of(gram), bits=4)
+    _, scales = quantize_rows(weight, weight.abs().amax(1), largest=7)
+    found = gptq_rows(weight, scales, feedback_of(gram), largest=7)
     assert torch.equal(found, slow_gptq(weight, scales, gram, 7))
 
 
 def test_gptq_halves_the_output_error_of_nearest_rounding() -> None:
     weight, gram = layer(64, 200)
-    nearest, scales = quantize_rows(weight, weight.abs().amax(1), bits=4)
-    codes = gptq_rows(weight, scales, feedback_of(gram), bits=4)
+    nearest, scales = quantize_rows(weight, weight.abs().amax(1), largest=7)
+    codes = gptq_rows(weight, scales, feedback_of(gram), largest=7)
     before = output_error(weight, dequantize_rows(nearest, scales), gram)
     after = output_error(weight, dequantize_rows(codes, scales), gram)
     assert after < before / 2
@@ -59,18 +59,20 @@ def test_gptq_halves_the_output_error_of_nearest_rounding() -> None:
 
 def test_without_correlations_gptq_is_nearest_rounding() -> None:
     weight, _ = layer(20, 140)
-    codes, scales = quantize_rows(weight, weight.abs().amax(1), bits=5)
+    codes, scales = quantize_rows(weight, weight.abs().amax(1), largest=15)
     gram = torch.diag(torch.rand(140, generator=torch.Generator().manual_seed(1)) + 0.1)
-    assert torch.equal(gptq_rows(weight, scales, feedback_of(gram), bits=5), codes)
+    assert torch.equal(gptq_rows(weight, scales, feedback_of(gram), largest=15), codes)
 
 
 def test_a_column_that_is_always_zero_changes_no_other() -> None:
     weight, gram = layer(10, 30)
-    _, scales = quantize_rows(weight, weight.abs().amax(1), bits=6)
+    _, scales = quantize_rows(weight, weight.abs().amax(1), largest=31)
     gram[4], gram[:, 4] = 0, 0
     dead = weight.clone()
     dead[:, 4] = 0
-    codes, without = (gptq_rows(each, scales, feedback_of(gram), bits=6) for each in (weight, dead))
+    codes, without = (
+        gptq_rows(each, scales, feedback_of(gram), largest=31) for each in (weight, dead)
+    )
     assert torch.equal(codes[:, 5:], without[:, 5:]) and torch.equal(codes[:, :4], without[:, :4])
     assert torch.equal(codes[:, 4].float(), codes_of(weight, scales.float(), 31)[:, 4])
 
@@ -86,13 +88,13 @@ def test_the_factor_gives_the_error_that_later_columns_cannot_mend() -> None:
 
 def test_codes_do_not_depend_on_the_number_of_threads() -> None:
     weight, gram = layer(128, 300)
-    _, scales = quantize_rows(weight, weight.abs().amax(1), bits=4)
+    _, scales = quantize_rows(weight, weight.abs().amax(1), largest=7)
     before = torch.get_num_threads()
     found = []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(gptq_rows(weight, scales, feedback_of(gram), bits=4))
+            found.append(gptq_rows(weight, scales, feedback_of(gram), largest=7))
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
@@ -100,7 +102,7 @@ def test_codes_do_not_depend_on_the_number_of_threads() -> None:
 
 
 def test_an_empty_matrix_has_no_codes() -> None:
-    codes = gptq_rows(torch.zeros(0, 3), torch.ones(0).half(), feedback_of(torch.eye(3)), bits=4)
+    codes = gptq_rows(torch.zeros(0, 3), torch.ones(0).half(), feedback_of(torch.eye(3)), largest=7)
     assert codes.shape == (0, 3) and codes.dtype == torch.int8
 
 
@@ -118,6 +120,6 @@ def test_what_is_no_gram_is_refused() -> None:
     with pytest.raises(QuantError, match="not positive at column"):
         feedback_of(indefinite)
     with pytest.raises(QuantError, match=r"\(3,\) scales for 4 rows"):
-        gptq_rows(weight, scales[:3], feedback_of(gram), bits=4)
+        gptq_rows(weight, scales[:3], feedback_of(gram), largest=7)
     with pytest.raises(QuantError, match="feedback of 5 columns for 6"):
-        gptq_rows(weight, scales, feedback_of(gram[:5, :5]), bits=4)
+        gptq_rows(weight, scales, feedback_of(gram[:5, :5]), largest=7)
