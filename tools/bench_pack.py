@@ -34,7 +34,7 @@ from speedrun.config import QuantConfig, RunConfig
 from speedrun.data.dataset import Dataset
 from speedrun.model.gpt import GPT
 from speedrun.pack import codecs
-from speedrun.pack.container import read_container
+from speedrun.pack.container import read_container, read_header
 from speedrun.pack.fit import fit_weights, matrix_loss, round_with_gptq
 from speedrun.pack.weights import Rows, pack_weights, round_weights, unpack_weights, write_weights
 from speedrun.quant.calibration import Calibration
@@ -59,13 +59,16 @@ def compare_codecs(weights: Weights, quant: QuantConfig) -> None:
     unpack_weights(packed)
     print(f"pack_weights with ans: {len(packed):,} bytes in {seconds:.1f} s, ", end="")
     print(f"unpacked in {time.process_time() - started:.1f} s, {torch.get_num_threads()} threads")
-    arrays = read_container(packed)[1]
+    arrays, header = read_container(packed)[1], read_header(packed)
+    own = {entry[3] for entry in header.arrays if entry[0].endswith(":codes")}
+    ours = sum(header.sections[section][2] for section in own)
     codes = {name: array for name, array in arrays.items() if name.endswith(":codes")}
     raw = b"".join(array.tobytes() for array in codes.values())
     shapes = [(array.size // array.shape[-1], array.shape[-1]) for array in codes.values()]
     entropy = sum(map(entropy_bytes, codes.values()))
     print(f"{len(raw):,} codes, order-0 entropy per tensor {entropy:,.0f} bytes", flush=True)
-    for codec in ("ans", "zstd", "brotli", "lzma"):
+    print(f"  {'ans':<8} {ours:>12,}  {ours / entropy:.4f}  a section for each width")
+    for codec in ("zstd", "brotli", "lzma"):
         started = time.process_time()
         _, data = codecs.compress(raw, codec, shapes)
         took = time.process_time() - started

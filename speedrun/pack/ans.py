@@ -1,31 +1,43 @@
 """Range coding of int8 codes with tables chosen by row and column; the layout is in FORMAT.md.
 
 Rows of weights are bell curves of different widths, and so are columns. Order-0 coders pay for the
-mixture; here each weight is coded with the table of its own width. Only numpy and zstandard are
-needed: the lanes are numpy's vectors.
+mixture; here each weight is coded with the table of its own width. Where a matrix is small, its
+tables are drawn through a few points; where columns follow from one another, as in embeddings,
+what remains of them is coded. Only numpy and zstandard are needed: the lanes are numpy's vectors.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
 from speedrun.errors import FormatError
+from speedrun.pack.linear_prediction import MAX_PRIOR, MAX_WORK, residuals, restored, work_of
+from speedrun.pack.tables import (
+    BITS,
+    MAX_LEVEL,
+    POINTS,
+    TOTAL,
+    drawn,
+    frequencies,
+    levels_of,
+    points_of,
+)
 
-_BITS = 14  # frequencies sum to 2^14: the decoder's tables stay inside a core's cache
-_TOTAL = 1 << _BITS
+_HEAD = struct.Struct("<BBI")  # tables, kind of tables, bytes of side information
+_WIDTHS = (256, POINTS)  # numbers of a table, by its kind
 _LOWER = 1 << 16  # states live in [2^16, 2^32) and move in words of 16 bits
 _STEPS = 16_384  # symbols per lane; a lane costs about two bytes
-_MAX_LEVEL = 160
-_SHARES = np.array([0] + [round(2 ** (v / 8)) for v in range(_MAX_LEVEL)], np.int64)
+_GLANCE = 512, 128  # rows and columns on which prediction has to pay before all are tried
 _BELOW, _ABOVE = 6, 8  # octaves of mean magnitude on either side of 1 that classes tell apart
 # (whether columns have classes, classes an octave, least symbols of a table). Column classes pay
 # where columns differ, as after a norm with gains; fine classes where rows are long; and a table
-# costs about 50 bytes. Above so many symbols the first two will do.
+# costs 10 to 80 bytes. Above so many symbols the first two will do.
 _PLANS = (
     (True, 3, 4_096),
     (True, 6, 4_096),
@@ -39,6 +51,7 @@ _PLANS = (
 _LARGE = 1 << 22
 
 Bytes = NDArray[np.uint8]
+Codes = NDArray[np.int8]
 Shapes = Sequence[tuple[int, int]]
 
 
@@ -49,19 +62,22 @@ def encode(raw: bytes, shapes: Shapes) -> bytes:
         raw     bytes, row by row, one matrix after the other
         shapes  (rows, cols) of each matrix; they cover `raw` exactly
     """
-    symbols = np.frombuffer(raw, np.uint8) ^ np.uint8(128)
-    if not symbols.size:
+    codes = np.frombuffer(raw, np.int8)
+    if not codes.size:
         return b""
-    some = _PLANS if symbols.size < _LARGE else _PLANS[:2]
-    plans = [_plan(symbols, shapes, *plan) for plan in some]
-    _, side, tables, contexts = min(plans, key=lambda plan: plan[0])
-    freqs = _frequencies(tables)
+    nothing = bytes(len(shapes))
+    coder = _plan(codes, shapes, nothing)
+    changed, priors = _predict(codes, shapes)
+    if priors != nothing:
+        coder = min(coder, _plan(changed, shapes, priors), key=lambda coder: coder.size)
+    symbols, contexts = coder.symbols, coder.contexts
+    freqs = frequencies(coder.levels)
     starts = np.cumsum(freqs, axis=1) - freqs
     freqs, starts = freqs.ravel().astype(np.uint64), starts.ravel().astype(np.uint64)
     lanes = -(-symbols.size // _STEPS)
     states = np.full(lanes, _LOWER, np.uint64)
     words: list[NDArray[np.uint16]] = []
-    shift, low = np.uint64(32 - _BITS), np.uint64(_LOWER - 1)
+    shift, low = np.uint64(32 - BITS), np.uint64(_LOWER - 1)
     for start in reversed(range(0, symbols.size, lanes)):
         part = slice(start, start + lanes)
         cell = contexts[part].astype(np.int64) << 8 | symbols[part]
@@ -70,12 +86,11 @@ def encode(raw: bytes, shapes: Shapes) -> bytes:
         words.append((x[full] & low).astype(np.uint16))
         x = np.where(full, x >> np.uint64(16), x)
         high, rest = np.divmod(x, freq)
-        states[: cell.size] = (high << np.uint64(_BITS)) + rest + starts[cell]
-    head = struct.pack("<BI", len(tables), len(side))
+        states[: cell.size] = (high << np.uint64(BITS)) + rest + starts[cell]
     return b"".join(
         (
-            head,
-            side,
+            _HEAD.pack(len(coder.levels), _WIDTHS.index(coder.width), len(coder.side)),
+            coder.side,
             states.astype("<u4").tobytes(),
             np.concatenate(words[::-1]).astype("<u2").tobytes(),
         )
@@ -92,34 +107,46 @@ def decode(data: bytes, shapes: Shapes) -> bytes:
     if not size and not data:
         return b""
     lanes = -(-size // _STEPS)
-    num_tables, side_bytes = struct.unpack_from("<BI", data) if len(data) >= 5 else (0, 0)
-    body = 5 + side_bytes + 4 * lanes
-    fits = 0 < num_tables <= _most_tables(size) and body <= len(data)
+    whole = len(data) >= _HEAD.size
+    num_tables, kind, side_bytes = _HEAD.unpack_from(data) if whole else (0, 0, 0)
+    body = _HEAD.size + side_bytes + 4 * lanes
+    fits = 0 < num_tables <= _most_tables(size) and kind < len(_WIDTHS) and body <= len(data)
     if not size or not fits or (len(data) - body) % 2:
         raise FormatError(
-            f"ans section of {len(data):,} bytes for {size:,} weights: {num_tables} tables, "
-            f"{side_bytes:,} bytes of side information and {lanes:,} lanes do not fit"
+            f"ans section of {len(data):,} bytes for {size:,} weights: {num_tables} tables of kind "
+            f"{kind}, {side_bytes:,} bytes of side information and {lanes:,} lanes do not fit"
         )
-    raw_bytes = sum(sum(shape) for shape in shapes) + 256 * num_tables
-    side = unzstd(data[5 : 5 + side_bytes], raw_bytes)
-    deltas = np.frombuffer(side, np.uint8)[raw_bytes - 256 * num_tables :].reshape(-1, 256)
+    width = _WIDTHS[kind]
+    num_classes = sum(sum(shape) for shape in shapes)
+    raw_bytes = num_classes + len(shapes) + width * num_tables
+    side = unzstd(data[_HEAD.size : _HEAD.size + side_bytes], raw_bytes)
+    priors = side[num_classes : num_classes + len(shapes)]
+    work = sum(work_of(*shape) for shape, prior in zip(shapes, priors, strict=True) if prior)
+    if max(priors) > MAX_PRIOR or work > MAX_WORK:
+        raise FormatError(
+            f"ans section: prediction of weight {max(priors)} with {work:,} multiplications, "
+            f"expected at most {MAX_PRIOR} and {MAX_WORK:,}"
+        )
+    deltas = np.frombuffer(side, np.uint8)[raw_bytes - width * num_tables :].reshape(-1, width)
     levels = np.cumsum(deltas, axis=1, dtype=np.uint8)
-    if levels.max() > _MAX_LEVEL or not levels.any(axis=1).all():
-        raise FormatError(f"ans section: a table is empty or has levels above {_MAX_LEVEL}")
-    freqs = _frequencies(levels)
+    if width == POINTS:
+        levels = drawn(levels)
+    if levels.max() > MAX_LEVEL or not levels.any(axis=1).all():
+        raise FormatError(f"ans section: a table is empty or has levels above {MAX_LEVEL}")
+    freqs = frequencies(levels)
     # Three lookups by (table, slot): the symbol, its frequency, and the slot's place within it.
     cells = np.repeat(np.arange(freqs.size, dtype=np.int32), freqs.ravel())
     symbol_of = (cells & 255).astype(np.uint8) ^ 128
     freq_of = freqs.ravel().astype(np.uint32)[cells]
     starts = (np.cumsum(freqs, axis=1) - freqs).ravel().astype(np.uint32)
-    place_of = np.tile(np.arange(_TOTAL, dtype=np.uint32), len(freqs)) - starts[cells]
+    place_of = np.tile(np.arange(TOTAL, dtype=np.uint32), len(freqs)) - starts[cells]
     contexts = _contexts(np.frombuffer(side, np.int8), shapes, num_tables)
-    states = np.frombuffer(data, "<u4", lanes, 5 + side_bytes).astype(np.uint64)
+    states = np.frombuffer(data, "<u4", lanes, body - 4 * lanes).astype(np.uint64)
     words = np.frombuffer(data, "<u2", offset=body).astype(np.uint64)
     result = np.empty(size, np.uint8)
-    taken, bits, slots = 0, np.uint64(_BITS), np.uint64(_TOTAL - 1)
+    taken, bits, slots = 0, np.uint64(BITS), np.uint64(TOTAL - 1)
     for start in range(0, size, lanes):
-        context = contexts[start : start + lanes].astype(np.int64) << _BITS
+        context = contexts[start : start + lanes].astype(np.int64) << BITS
         x = states[: context.size]
         cell = context | (x & slots).astype(np.int64)
         result[start : start + lanes] = symbol_of[cell]
@@ -135,6 +162,7 @@ def decode(data: bytes, shapes: Shapes) -> bytes:
         taken += hungry.size
     if taken < words.size or (states != _LOWER).any():
         raise FormatError("ans section: words or lanes are left over after the last symbol")
+    _restore(result.view(np.int8), shapes, priors)
     return result.tobytes()
 
 
@@ -164,17 +192,38 @@ def zstd(data: bytes) -> bytes:
     ).compress(data)
 
 
-def _plan(
-    symbols: Bytes, shapes: Shapes, columns: bool, fineness: int, least: int
-) -> tuple[float, bytes, Bytes, Bytes]:
-    """Classes and tables: (estimated bytes, side information, levels (K, 256), contexts)."""
+class _Coder(NamedTuple):
+    """How to code some symbols."""
+
+    size: float
+    """Estimated bytes."""
+    symbols: Bytes
+    contexts: Bytes
+    """Table of each symbol."""
+    levels: Bytes
+    """(tables, 256)."""
+    width: int
+    """Numbers that a table is stored as."""
+    side: bytes
+
+
+def _plan(codes: Codes, shapes: Shapes, priors: bytes) -> _Coder:
+    """The best of `_PLANS`."""
+    some = _PLANS if codes.size < _LARGE else _PLANS[:2]
+    coders = (_coder(codes, shapes, priors, *plan) for plan in some)
+    return min(coders, key=lambda coder: coder.size)
+
+
+def _coder(
+    codes: Codes, shapes: Shapes, priors: bytes, columns: bool, fineness: int, least: int
+) -> _Coder:
     parts, classes, start, zero = [], [], 0, _BELOW * fineness
     ladder = range(-zero, _ABOVE * fineness + 1)
     weights = np.array([round(2**16 / 2 ** (k / fineness)) for k in ladder], np.float64)
     for rows, cols in shapes:
-        codes = symbols[start : start + rows * cols].reshape(rows, cols).astype(np.int16) - 128
-        start += codes.size
-        magnitude = np.abs(codes).astype(np.float64)
+        magnitude = np.abs(codes[start : start + rows * cols].reshape(rows, cols).astype(np.int16))
+        start += magnitude.size
+        magnitude = magnitude.astype(np.float64)
         row = _classify(magnitude.sum(1) * 2**16, cols, fineness)
         col = np.full(cols, zero)
         if columns and rows:
@@ -188,11 +237,12 @@ def _plan(
         used += np.convolve(row, col)
     (common,) = np.nonzero(used >= min(least, used.max()))
     first = int(common[0])
-    last = min(int(common[-1]), first + _most_tables(symbols.size) - 1)
+    last = min(int(common[-1]), first + _most_tables(codes.size) - 1)
     for row, col in classes:
         parts += [(row - first + zero).astype(np.int8), (col - zero).astype(np.int8)]
     head = b"".join(part.tobytes() for part in parts)
     contexts = _contexts(np.frombuffer(head, np.int8), shapes, last - first + 1)
+    symbols = codes.view(np.uint8) ^ np.uint8(128)
     counts = np.zeros((last - first + 1, 256), np.int64)
     for at in range(0, symbols.size, 1 << 20):
         part = slice(at, at + (1 << 20))
@@ -200,12 +250,56 @@ def _plan(
         counts += np.bincount(cells, minlength=counts.size).reshape(counts.shape)
     # A table that nobody uses still has to be one.
     counts[~counts.any(axis=1), 128] = 1
-    levels = _levels(counts)
-    deltas = np.diff(levels, axis=1, prepend=np.uint8(0))
-    side = zstd(head + deltas.tobytes())
-    with np.errstate(divide="ignore"):
-        nats = np.where(counts > 0, np.log(_TOTAL / _frequencies(levels)), 0)
-    return float((counts * nats).sum() / np.log(256)) + len(side), side, levels, contexts
+    points, whole = points_of(counts), levels_of(counts)
+    coders = []
+    for stored, levels in ((whole, whole), (points, drawn(points))):
+        side = zstd(head + priors + np.diff(stored, axis=1, prepend=np.uint8(0)).tobytes())
+        with np.errstate(divide="ignore"):
+            nats = np.where(counts > 0, np.log(TOTAL / frequencies(levels)), 0)
+        size = float((counts * nats).sum() / np.log(256)) + len(side)
+        coders.append(_Coder(size, symbols, contexts, levels, stored.shape[1], side))
+    return min(coders, key=lambda coder: coder.size)
+
+
+def _predict(codes: Codes, shapes: Shapes) -> tuple[Codes, bytes]:
+    """Residuals of those matrices that are smaller for it, and the priors: 0 for all others."""
+    result, priors, work, start = codes.copy(), bytearray(), 0, 0
+    for rows, cols in shapes:
+        part = slice(start, start + rows * cols)
+        matrix, start = codes[part].reshape(rows, cols), part.stop
+        prior, needed = 0, work_of(rows, cols)
+        # With fewer rows than columns there is no telling what goes together.
+        if rows > cols > 1 and work + needed <= MAX_WORK:
+            some = matrix[: _GLANCE[0], : _GLANCE[1]]
+            if some.shape == matrix.shape or _best_prior(some)[0]:
+                prior, left = _best_prior(matrix)
+                result[part] = left.ravel()
+        work += needed if prior else 0
+        priors.append(prior)
+    return result, bytes(priors)
+
+
+def _best_prior(matrix: Codes) -> tuple[int, Codes]:
+    """The prior that leaves least to code, and what it leaves; 0 for the matrix itself."""
+    middle = matrix.shape[1].bit_length()
+    tried = {0: matrix}
+    tried |= {prior: residuals(matrix, prior) for prior in (middle, middle + 1)}
+    sizes = {
+        prior: _coder(left.ravel(), [left.shape], b"\0", *_PLANS[3]).size
+        for prior, left in tried.items()
+    }
+    best = min(sizes, key=sizes.__getitem__)
+    return best, tried[best]
+
+
+def _restore(codes: Codes, shapes: Shapes, priors: bytes) -> None:
+    """Undo `_predict` in place."""
+    start = 0
+    for (rows, cols), prior in zip(shapes, priors, strict=True):
+        part = slice(start, start + rows * cols)
+        start = part.stop
+        if prior:
+            codes[part] = restored(codes[part].reshape(rows, cols), prior).ravel()
 
 
 def _classify(sums: NDArray[np.float64], count: int, fineness: int) -> NDArray[np.int64]:
@@ -226,20 +320,3 @@ def _contexts(classes: NDArray[np.int8], shapes: Shapes, num_tables: int) -> Byt
         result[start : start + table.size] = table.ravel()
         at, start = at + rows + cols, start + table.size
     return result
-
-
-def _levels(counts: NDArray[np.int64]) -> Bytes:
-    """Counts (K, 256) in eighths of octaves below 2^19; rounding costs 0.0005 bits a symbol."""
-    edges = [round(2 ** ((v + 0.5) / 8)) for v in range(_MAX_LEVEL - 1)]
-    scaled = counts * 2**19 // counts.max(axis=1, keepdims=True)
-    levels = np.searchsorted(edges, scaled, side="right") + 1
-    return np.where(counts > 0, levels, 0).astype(np.uint8)
-
-
-def _frequencies(levels: Bytes) -> NDArray[np.int64]:
-    """Frequencies (K, 256) that sum to 2^14 in each table."""
-    shares = _SHARES[levels]
-    room = _TOTAL - (levels > 0).sum(axis=1, keepdims=True)
-    freqs = np.where(levels > 0, np.maximum(1, shares * room // shares.sum(1, keepdims=True)), 0)
-    freqs[np.arange(len(freqs)), shares.argmax(1)] += _TOTAL - freqs.sum(1)
-    return freqs

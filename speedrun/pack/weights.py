@@ -105,20 +105,24 @@ def _round(matrix: Tensor, bits: int, quant: QuantConfig) -> tuple[Tensor, Tenso
 
 
 def write_weights(rounded: Rounded, codec: str, meta: dict[str, Any]) -> bytes:
-    """Put rounded weights into a container: codes by their width, or all together for `ans`.
+    """Put rounded weights into a container, a section for each width of codes.
 
+    Codes of one width share their statistics, down to the heaps that clipping leaves at the ends.
     With `best`, a tensor that a general compressor makes smaller, as repeated rows do, gets a
-    section of its own; all others share one, since their statistics travel once.
+    section of its own.
     """
     if clash := [name for name in rounded if ":" in name]:
         raise PackError(f"weight {clash[0]!r}: a colon in a name is kept for its parts; rename it")
     sections: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
+    modelled = set()  # where nothing repeats, the general compressors need minutes to lose
     for name, tensor in sorted(rounded.items()):
         if isinstance(tensor, Rows):
-            parts, own = tensor.parts(), f"{tensor.bits} bits"
+            parts, own = tensor.parts(), f"{min(tensor.bits, 8)} bits"
             codes = parts.pop("codes").numpy()
-            if codec in ("ans", "best"):
-                own = f":{name}" if codec == "best" and _repeats(codes) else "codes"
+            if codec == "best" and _repeats(codes):
+                own = f":{name}"
+            elif codec in ("ans", "best"):
+                modelled |= {own, "fine"}
             sections.setdefault(own, {})[f"{name}:codes"] = codes
             for part, values in parts.items():
                 kind = part if part == "fine" else "factors"
@@ -129,8 +133,7 @@ def write_weights(rounded: Rounded, codec: str, meta: dict[str, Any]) -> bytes:
             own = name if tensor.dtype in _INTEGERS else "small"
             sections.setdefault(own, {})[name] = tensor.numpy()
     ordered = [
-        # Where nothing repeats, the general compressors need minutes to lose.
-        Section(arrays, "ans" if kind in ("codes", "fine") else codec)
+        Section(arrays, "ans" if kind in modelled else codec)
         for kind, arrays in sorted(sections.items())
     ]
     return write_container(ordered, meta)
