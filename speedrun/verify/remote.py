@@ -217,7 +217,8 @@ class RemotePredictor:
                     elif not (data := os.read(key.fd, 1 << 16)):
                         self._selector.unregister(key.fileobj)
                         if key.fileobj is process.stdout:
-                            raise PredictorLostError(self._obituary())
+                            said, bomb = self._obituary(), self._process.multiplied
+                            raise (PredictorError if bomb else PredictorLostError)(said)
                     elif key.fileobj is process.stdout:
                         self._received += data
                     else:

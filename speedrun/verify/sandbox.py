@@ -124,6 +124,11 @@ class Process:
         """Which limit it broke, if it was ended for that."""
         return self._watch.why
 
+    @property
+    def multiplied(self) -> bool:
+        """Whether it was ended for starting too many processes."""
+        return self._watch.multiplied
+
     def end(self) -> None:
         """Kill it and all that it started, wait until they are gone, and remove its traces."""
         if self.popen.poll() is None:

@@ -54,11 +54,10 @@ def test_the_cheat_is_caught_by_name(court: Court, name: str, tmp_path: Path) ->
         claim=1.0 if name in NOT_IN_PROCESS else None,
         kind="adaptive" if name == "learns_before_scoring" else "fixed",
     )
-    limit = 3.0 if "evaluation-time" in found[1] or name == "fork_bomb" else 60.0
+    limit = 3.0 if "evaluation-time" in found[1] else 60.0
     verdict = court.judge(folder, track=dataclasses.replace(court.track, eval_seconds=limit))
     assert verdict.status is not Status.PASS
-    if name != "fork_bomb":  # nobody can score what dies; it is not a verdict on its predictions
-        assert set(found[1].split(", ")) <= set(failed(verdict)), failed(verdict)
+    assert set(found[1].split(", ")) <= set(failed(verdict)), failed(verdict)
     assert all("\n" not in text for text in failed(verdict).values())
 
 

@@ -1,8 +1,10 @@
-"""Every process makes two, for ever. Caught by: predictor."""
+"""Every process makes two, for ever, and goes on when it may not. Caught by: predictor."""
 
+import contextlib
 import os
 
 
 def load(arrays):
     while True:
-        os.fork()
+        with contextlib.suppress(OSError):
+            os.fork()
