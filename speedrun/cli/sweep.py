@@ -88,7 +88,7 @@ def sweep(
         points.append(point)
         echo(
             f"{point.cap_bytes:>13,}  {point.total_bytes:>13,}  {point.bits_per_weight:6.3f}  "
-            f"{point.bpb:.5f}{'' if point.is_full else '  every code has eight bits'}"
+            f"{point.bpb:.5f}{'' if point.is_full else '  every step is as fine as it can be'}"
         )
     return points
 
