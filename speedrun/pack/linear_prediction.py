@@ -53,6 +53,8 @@ def work_of(rows: int, cols: int) -> int:
 def _run(given: Codes, prior: int, *, undo: bool) -> Codes:
     rows, cols = given.shape
     result = given.copy()
+    if rows <= _FIRST_ROWS:  # its columns may be too many for a covariance
+        return result
     codes = result if undo else given
     sums, seen = np.zeros((cols + 1, cols + 1)), 0
     for start, stop in _blocks(rows):

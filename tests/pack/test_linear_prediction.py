@@ -72,6 +72,11 @@ def test_what_follows_from_other_columns_is_gone() -> None:
     assert np.abs(left[:, 1:]).max() <= 2
 
 
+def test_few_rows_of_many_columns_stay_as_they_are() -> None:
+    codes = np.full((16, 100_000), 3, np.int8)
+    assert np.array_equal(residuals(codes, 5), codes)
+
+
 def test_work_grows_with_the_matrix_and_ends_at_huge_ones() -> None:
     assert 0 < work_of(16, 100) < work_of(17, 100) < work_of(1_024, 128)
     assert work_of(1_024, 128) < work_of(1_024, 512) < MAX_WORK < work_of(10**9, 3)
