@@ -22,9 +22,9 @@ from speedrun.quant.fake import fake_weights
 from speedrun.ranks import Ranks
 from speedrun.train.memory import keep_freed_memory
 
-PIECE_TOKENS = 1024
-"""Tokens of a pass on a CPU, whose cache should hold their logits and scores: 1024 of the pocket
-recipe have 4 MB of each."""
+PIECE_TOKENS = 2048
+"""Tokens of a pass on a CPU, whose cache should hold their logits and scores: 2,048 of the pocket
+recipe have 8 MB of each, and were 5 % faster than 1,024, where calls take their time."""
 
 
 class _Loss(nn.Module):
