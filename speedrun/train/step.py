@@ -20,7 +20,6 @@ from speedrun.optim.muon import Muon
 from speedrun.optim.schedule import apply_schedule
 from speedrun.quant.fake import fake_weights
 from speedrun.ranks import Ranks
-from speedrun.train.memory import keep_freed_memory
 
 PIECE_TOKENS = 2048
 """Tokens of a pass on a CPU, whose cache should hold their logits and scores: 2,048 of the pocket
@@ -88,7 +87,6 @@ class Step:
         if self.in_one_graph:
             self._joint = torch.compile(self._gradients, fullgraph=True, dynamic=False)
             self.ways = compiled_on_cpu(self.unit)
-            keep_freed_memory()
 
     @property
     def description(self) -> str:
