@@ -19,6 +19,24 @@ def softcap(logits_NV: Tensor, cap: float) -> Tensor:
     return cap * (2 * torch.sigmoid(logits_NV * (2 / cap)) - 1)
 
 
+def log_probs(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the targets and of each row's likeliest token, which is a constant.
+
+    Shapes
+        logits_NV  (N, V)  float32
+        targets_N  (N,)    int64, 0..V-1
+        results    (N,)    float32 each
+    """
+    # All that a gradient needs is e^z: compiled in one graph, the backward pass computes no other.
+    top_N = logits_NV.detach().amax(1)
+    log_total_N = (logits_NV - top_N[:, None]).exp().sum(1).log()
+    # A mask and no gather, whose gradient is scattered into as many zeros as there are logits.
+    tokens_V = torch.arange(logits_NV.size(1), dtype=torch.int32, device=logits_NV.device)
+    is_target_NV = tokens_V == targets_N[:, None].to(torch.int32)
+    target_N = torch.where(is_target_NV, logits_NV, 0.0).sum(1)
+    return target_N - top_N - log_total_N, -log_total_N.detach()
+
+
 def softcap_cross_entropy(logits_NV: Tensor, targets_N: Tensor, cap: float) -> Tensor:
     """Mean nats of `targets_N` under softmax(softcap(logits)).
 

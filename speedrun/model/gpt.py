@@ -138,13 +138,7 @@ class GPT(nn.Module):
     def run_blocks(self, x_BTC: Tensor, *, recompute: bool = False) -> Tensor:
         """All layers with their long skips: (B, T, C) -> (B, T, C)."""
         config = self.config
-        num_tokens = x_BTC.size(1)
-        rotary = rotary_table(
-            num_tokens,
-            config.rope_dims or config.head_width,
-            rotary_base(config, num_tokens),
-            x_BTC.device,
-        )
+        rotary = self.rotary(x_BTC.size(1), x_BTC.device)
         first_BTC = x_BTC
         skips: list[Tensor] = []
         num_encoders = config.num_layers // 2
@@ -160,6 +154,12 @@ class GPT(nn.Module):
             if layer < num_encoders:
                 skips.append(x_BTC)
         return x_BTC
+
+    def rotary(self, num_tokens: int, device: torch.device) -> Tensor:
+        """The angles of every layer: see `positions.rotary_table`."""
+        config = self.config
+        dims = config.rope_dims or config.head_width
+        return rotary_table(num_tokens, dims, rotary_base(config, num_tokens), device)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits before the cap: (..., C) normalised -> (..., V), dtype of `hidden`."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from speedrun.config import ModelConfig
+from speedrun.kernels.cross_entropy import log_probs
 from speedrun.model.linear import Linear
 from speedrun.model.ngram import Ints, spans
 
@@ -83,11 +84,8 @@ class MatchHead(nn.Module):
         repeats_NM: Tensor,
     ) -> Tensor:
         """Negative log-probability of each target under the mixture, (N,) float32."""
-        log_total_N = logits_NV.logsumexp(1)
-        target_N = logits_NV.gather(1, targets_N[:, None])[:, 0] - log_total_N
-        log_gate_NE = self._log_gate(
-            logits_NV, log_total_N, hidden_NC, total_NM, distinct_NM, success_NM
-        )
+        target_N, surest_N = log_probs(logits_NV, targets_N)
+        log_gate_NE = self._log_gate(surest_N, hidden_NC, total_NM, distinct_NM, success_NM)
         discount_M = self.discount.sigmoid()
         votes_NM = (hits_NM - discount_M * (hits_NM > 0)) / _left(total_NM, distinct_NM, discount_M)
         experts_NE = torch.cat([target_N.exp()[:, None], votes_NM, repeats_NM], 1)
@@ -109,13 +107,9 @@ class MatchHead(nn.Module):
         facts = index.evidence(asked)
         evidence = Evidence(*(fact.to(device) for fact in facts))
         discount_M = self.discount.sigmoid()
+        surest_N = logits_NV.amax(1) - logits_NV.logsumexp(1)
         log_gate_NE = self._log_gate(
-            logits_NV,
-            logits_NV.logsumexp(1),
-            hidden_NC,
-            evidence.total,
-            evidence.distinct,
-            evidence.success,
+            surest_N, hidden_NC, evidence.total, evidence.distinct, evidence.success
         )
         gate_NE = log_gate_NE.exp()
         mixture_NV = logits_NV.softmax(1) * gate_NE[:, :1]
@@ -143,20 +137,18 @@ class MatchHead(nn.Module):
 
     def _log_gate(
         self,
-        logits_NV: Tensor,
-        log_total_N: Tensor,
+        surest_N: Tensor,
         hidden_NC: Tensor,
         total_NM: Tensor,
         distinct_NM: Tensor,
         success_NM: Tensor,
     ) -> Tensor:
-        surest_N = (logits_NV.amax(1) - log_total_N).detach()
         features = [
             total_NM.log1p(),
             distinct_NM.log1p(),
             (total_NM - distinct_NM) / (total_NM + 1),
             2 * success_NM,
-            surest_N[:, None],
+            surest_N.detach()[:, None],
         ]
         gate_NE = self.gate(F.gelu(self.evidence(torch.cat(features, 1))))
         gate_NE = gate_NE + self.hidden(hidden_NC) + self.bias

@@ -74,6 +74,7 @@ class Muon(torch.optim.Optimizer):
         }
         self._direction: Callable[..., Tensor] = _direction
         self._apply: Callable[..., None] = _apply
+        self._move: Callable[..., None] = _move
         self._stacks = [
             stack
             for number, group in enumerate(self.param_groups)
@@ -81,12 +82,13 @@ class Muon(torch.optim.Optimizer):
         ]
 
     def compile(self) -> None:
-        """Compile the arithmetic into one graph for each shape; what travels stays outside.
+        """Compile the arithmetic: one graph, or, as what travels stays outside, two for each shape.
 
         Functions and not methods, so that the next run in this process finds its graphs.
         """
         self._direction = torch.compile(_direction, fullgraph=True, dynamic=False)
         self._apply = torch.compile(_apply, fullgraph=True, dynamic=False)
+        self._move = torch.compile(_move, fullgraph=True, dynamic=False)
 
     @torch.no_grad()
     def send_gradients(self) -> None:
@@ -119,6 +121,9 @@ class Muon(torch.optim.Optimizer):
         assert closure is None, "Muon does not evaluate the loss again"
         if all(stack.message is None for stack in self._stacks):
             self.send_gradients()
+        if self.ranks.world == 1:
+            self._step_alone()
+            return
         coming: list[tuple[_Stack, Message]] = []
         for stack in self._stacks:
             if stack.message is None:
@@ -136,12 +141,29 @@ class Muon(torch.optim.Optimizer):
                 updates = torch.cat((updates, updates.new_zeros(padding, *updates.shape[1:])))
             coming.append((stack, self.ranks.gather(updates)))
         for stack, message in coming:
-            rows, cols = stack.matrices[0].shape
-            group = self.param_groups[stack.group]
-            rate = group["lr"]
-            keep = torch.tensor(1 - rate * group["weight_decay"])
-            rate = torch.tensor(rate * max(1, rows / cols) ** 0.5)
-            self._apply(stack.matrices, message.wait(), keep, rate)
+            self._apply(stack.matrices, message.wait(), *self._rates(stack))
+
+    def _step_alone(self) -> None:
+        moving = [(stack, stack.message) for stack in self._stacks if stack.message is not None]
+        for stack, _ in moving:
+            stack.message = None
+        if moving:
+            self._move(
+                [stack.matrices for stack, _ in moving],
+                [message.wait() for _, message in moving],
+                [self._momentum(stack) for stack, _ in moving],
+                [torch.tensor(self.param_groups[stack.group]["momentum"]) for stack, _ in moving],
+                [self._rates(stack) for stack, _ in moving],
+                **self._how,
+            )
+
+    def _rates(self, stack: _Stack) -> tuple[Tensor, Tensor]:
+        """What a stack's matrices and their updates are multiplied by."""
+        rows, cols = stack.matrices[0].shape
+        group = self.param_groups[stack.group]
+        rate = group["lr"]
+        keep = torch.tensor(1 - rate * group["weight_decay"])
+        return keep, torch.tensor(rate * max(1, rows / cols) ** 0.5)
 
     def complete_state(self) -> None:
         """Bring momentum up to date on every rank, before the state dict is saved; all must call.
@@ -180,11 +202,53 @@ def _direction(
     normalize_rows: bool,
 ) -> Tensor:
     """Take gradients (n, rows, cols) into their momentum; returns orthogonal updates in `dtype`."""
+    updates = _update(grads, buffer, momentum, normalize_rows=normalize_rows)
+    return newton_schulz(updates, steps, dtype=dtype, coefficients=coefficients)
+
+
+def _update(grads: Tensor, buffer: Tensor, momentum: Tensor, *, normalize_rows: bool) -> Tensor:
+    """Take gradients (n, rows, cols) into their momentum; returns what is to be orthogonalised."""
     buffer.mul_(momentum).add_(grads)
     updates = grads + momentum * buffer
     if normalize_rows:
         updates = updates / updates.norm(dim=-1, keepdim=True).clamp_min(1e-7)
-    return newton_schulz(updates, steps, dtype=dtype, coefficients=coefficients)
+    return updates
+
+
+def _move(
+    matrices: list[list[Tensor]],
+    grads: list[Tensor],
+    buffers: list[Tensor],
+    momenta: list[Tensor],
+    rates: list[tuple[Tensor, Tensor]],
+    *,
+    steps: int,
+    dtype: torch.dtype,
+    coefficients: Coefficients,
+    normalize_rows: bool,
+) -> None:
+    """A step of all stacks at once, where nothing travels between its parts.
+
+    The orthogonal factor of a transpose is the transpose, so a tall stack joins the wide one of its
+    shape: products of more matrices keep more cores busy.
+    """
+    wide: dict[tuple[int, ...], list[Tensor]] = {}
+    for group, buffer, momentum in zip(grads, buffers, momenta, strict=True):
+        update = _update(group, buffer, momentum, normalize_rows=normalize_rows)
+        update = update.mT if update.size(1) > update.size(2) else update
+        wide.setdefault(tuple(update.shape[1:]), []).append(update)
+    joined = {
+        shape: newton_schulz(torch.cat(updates), steps, dtype=dtype, coefficients=coefficients)
+        for shape, updates in wide.items()
+    }
+    taken = dict.fromkeys(joined, 0)
+    for stack, (keep, rate) in zip(matrices, rates, strict=True):
+        rows, cols = stack[0].shape
+        shape = (min(rows, cols), max(rows, cols))
+        first = taken[shape]
+        taken[shape] = first + len(stack)
+        updates = joined[shape][first : taken[shape]]
+        _apply(stack, updates.mT if rows > cols else updates, keep, rate)
 
 
 def _apply(matrices: list[Tensor], updates: Tensor, keep: Tensor, rate: Tensor) -> None:

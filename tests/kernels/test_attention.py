@@ -9,7 +9,7 @@ from torch import Tensor
 
 from speedrun.kernels import attention
 from speedrun.kernels.attention import causal_attention, open_way
-from speedrun.kernels.choose import choosing
+from speedrun.kernels.choose import choosing, compiled_on_cpu
 
 
 def draw(*shape: int) -> Tensor:
@@ -42,6 +42,31 @@ def test_ways_that_a_cpu_has_agree(way: str) -> None:
     k, v = (k, v) if way == "flex" else (k.repeat_interleave(2, 2), v.repeat_interleave(2, 2))
     with choosing(frozenset({way})):
         torch.testing.assert_close(causal_attention(q, k, v), slow_attention(q, k, v))
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 5, 8])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (3, 3), (2, 1)])
+def test_strips_agree_with_one_query_at_a_time(tokens: int, heads: int, kv_heads: int) -> None:
+    inputs = [draw(2, tokens, each, 8).requires_grad_() for each in (heads, kv_heads, kv_heads)]
+    found = []
+    for attend, way in ((slow_attention, ""), (causal_attention, "strips")):
+        with choosing(frozenset({way} - {""})):
+            result = attend(*inputs)
+        # Later queries weigh more, so that no gradient is that of a plain sum.
+        upstream = torch.arange(result.numel()).view_as(result) / result.numel()
+        found.append([result, *torch.autograd.grad(result, inputs, upstream)])
+    torch.testing.assert_close(*found)
+
+
+def test_strips_keep_the_dtype_and_large_scores() -> None:
+    q, k, v = (100 * draw(2, 6, 2, 8).bfloat16() for _ in range(3))
+    plain = causal_attention(q, k, v)
+    with choosing(frozenset({"strips"})):
+        torch.testing.assert_close(causal_attention(q, k, v), plain, rtol=0.02, atol=1.0)
+
+
+def test_a_cpu_attends_in_strips_to_short_sequences_only() -> None:
+    assert compiled_on_cpu(256) == {"strips"} and not compiled_on_cpu(2048)
 
 
 def test_the_chosen_way_is_asked_for_while_learning_only(

@@ -5,7 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speedrun.kernels.cross_entropy import softcap_cross_entropy, softcap_cross_entropy_ref
+from speedrun.kernels.cross_entropy import (
+    log_probs,
+    softcap_cross_entropy,
+    softcap_cross_entropy_ref,
+)
 from speedrun.kernels.newton_schulz import matmul_dtype, newton_schulz, newton_schulz_ref
 from speedrun.kernels.rms_norm import rms_norm, rms_norm_ref
 
@@ -84,6 +88,23 @@ def test_cross_entropy_agrees_with_a_loop(rows, alphabet, cap, seed):
     (fast_grad,) = torch.autograd.grad(fast, logits)
     (slow_grad,) = torch.autograd.grad(slow, logits)
     torch.testing.assert_close(fast_grad, slow_grad, rtol=1e-4, atol=1e-6)
+
+
+@given(rows=sides, alphabet=st.integers(2, 17), seed=seeds)
+@settings(max_examples=40, deadline=None)
+def test_log_probs_agree_with_log_softmax(rows, alphabet, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = (torch.randn(rows, alphabet, generator=generator) * 40).requires_grad_()
+    targets = torch.randint(alphabet, (rows,), generator=generator)
+    found, surest = log_probs(logits, targets)
+    expected = logits.log_softmax(1)
+    torch.testing.assert_close(found, expected.gather(1, targets[:, None])[:, 0])
+    torch.testing.assert_close(surest, expected.detach().amax(1))
+    assert not surest.requires_grad
+    upstream = torch.randn(rows, generator=generator)
+    (found_grad,) = torch.autograd.grad(found, logits, upstream)
+    (expected_grad,) = torch.autograd.grad(expected[range(rows), targets], logits, upstream)
+    torch.testing.assert_close(found_grad, expected_grad, rtol=1e-4, atol=1e-6)
 
 
 def test_cross_entropy_of_bfloat16_logits_is_float32():

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from speedrun.errors import ConfigError, TrainError
+from speedrun.kernels import choose
 from speedrun.model.init import build_model
 from speedrun.optim.groups import build_optimizers
 from speedrun.quant.fake import fake_weights
@@ -164,6 +165,38 @@ def test_rounding_is_alive_inside_the_compiled_step(bench: Any, graphs: list[str
     )
     assert moved == pytest.approx(float(rounded.measure(*batch, 0.6)), abs=1e-6)
     assert moved != after and len(losses_of(graphs)) == 3  # the third is with gradients
+
+
+@pytest.mark.parametrize("block_length", [0, 8])
+@pytest.mark.parametrize("piece_tokens", [1, 16, 32])
+def test_one_graph_has_the_gradients_of_two(
+    bench: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    graphs: list[str],
+    block_length: int,
+    piece_tokens: int,
+) -> None:
+    run = bench.change(bench.counted(bench.tiny), model={"block_length": block_length})
+    monkeypatch.setattr(step, "PIECE_TOKENS", piece_tokens)
+    plain, joint = (
+        make(bench.change(run, train={"compile": compile_})) for compile_ in ("no", "yes")
+    )
+    assert joint.in_one_graph and "attention in strips" in joint.description
+    assert not plain.in_one_graph and "strips" not in plain.description
+    batch = bench.batches(run).at(0)
+    pieces = joint._pieces(*batch)
+    assert len(plain._pieces(*batch)) == 1
+    assert len(pieces) == 64 // max(piece_tokens, block_length or 16)
+    assert torch.equal(torch.cat([piece[0].flatten() for piece in pieces]), batch[0].flatten())
+    nats = [each._accumulate(*batch, each._plain) for each in (plain, joint)]
+    torch.testing.assert_close(*nats)
+    for one, other in zip(plain.model.parameters(), joint.model.parameters(), strict=True):
+        if one.grad is None:  # skips of one layer
+            assert other.grad is None and not other.numel()
+        else:
+            torch.testing.assert_close(other.grad, one.grad, rtol=1e-4, atol=1e-6)
+    assert any("masked_fill" in code for code in graphs)
+    assert choose.chosen() == frozenset()
 
 
 def test_warm_up_compiles_all_that_the_run_will_use(bench: Any, graphs: list[str]) -> None:
