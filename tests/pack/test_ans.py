@@ -130,7 +130,7 @@ def test_decoder_agrees_with_a_slow_reading_of_the_format(
     parts = [
         gaussian_codes(70, 200, spread=0.5),
         gaussian_codes(30, 90, seed=1),
-        correlated(90, 12),
+        correlated(1_400, 12),
     ]
     if not kind:
         parts = [np.sign(part) * (np.abs(part) & 0x7E) for part in parts]
@@ -142,19 +142,19 @@ def test_decoder_agrees_with_a_slow_reading_of_the_format(
 
 
 def test_correlated_columns_cost_less_than_their_entropy() -> None:
-    codes = correlated(600, 24)
+    codes = correlated(900, 24)
     packed = ans.encode(codes.tobytes(), [codes.shape])
     assert len(packed) < 0.85 * entropy_bytes(codes)
     assert ans.decode(packed, [codes.shape]) == codes.tobytes()
 
 
 def test_absurd_prediction_is_refused() -> None:
-    codes = correlated(600, 24)
+    codes = correlated(900, 24)
     packed = ans.encode(codes.tobytes(), [codes.shape])
     side_bytes = struct.unpack_from("<BBI", packed)[2]
     side = bytearray(zstandard.ZstdDecompressor().decompress(packed[6 : 6 + side_bytes]))
-    assert side[624], "nothing was predicted: the test would see nothing"
-    side[624] = 13
+    assert side[924], "nothing was predicted: the test would see nothing"
+    side[924] = 13
     broken = packed[:2] + struct.pack("<I", len(ans.zstd(side))) + ans.zstd(side)
     with pytest.raises(FormatError, match="prediction of weight 13"):
         ans.decode(broken + packed[6 + side_bytes :], [codes.shape])

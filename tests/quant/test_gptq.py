@@ -43,14 +43,14 @@ def slow_gptq(weight, scales, gram, largest):
 @pytest.mark.parametrize(("rows", "cols"), [(5, 1), (7, 12), (9, 150)])
 def test_gptq_agrees_with_the_loop_of_the_paper(rows: int, cols: int) -> None:
     weight, gram = layer(rows, cols)
-    _, scales = quantize_rows(weight, weight.abs().amax(1), largest=7)
+    _, scales = quantize_rows(weight, weight.abs().amax(1), bits=4)
     found = gptq_rows(weight, scales, feedback_of(gram), largest=7)
     assert torch.equal(found, slow_gptq(weight, scales, gram, 7))
 
 
 def test_gptq_halves_the_output_error_of_nearest_rounding() -> None:
     weight, gram = layer(64, 200)
-    nearest, scales = quantize_rows(weight, weight.abs().amax(1), largest=7)
+    nearest, scales = quantize_rows(weight, weight.abs().amax(1), bits=4)
     codes = gptq_rows(weight, scales, feedback_of(gram), largest=7)
     before = output_error(weight, dequantize_rows(nearest, scales), gram)
     after = output_error(weight, dequantize_rows(codes, scales), gram)
@@ -59,14 +59,14 @@ def test_gptq_halves_the_output_error_of_nearest_rounding() -> None:
 
 def test_without_correlations_gptq_is_nearest_rounding() -> None:
     weight, _ = layer(20, 140)
-    codes, scales = quantize_rows(weight, weight.abs().amax(1), largest=15)
+    codes, scales = quantize_rows(weight, weight.abs().amax(1), bits=5)
     gram = torch.diag(torch.rand(140, generator=torch.Generator().manual_seed(1)) + 0.1)
     assert torch.equal(gptq_rows(weight, scales, feedback_of(gram), largest=15), codes)
 
 
 def test_a_column_that_is_always_zero_changes_no_other() -> None:
     weight, gram = layer(10, 30)
-    _, scales = quantize_rows(weight, weight.abs().amax(1), largest=31)
+    _, scales = quantize_rows(weight, weight.abs().amax(1), bits=6)
     gram[4], gram[:, 4] = 0, 0
     dead = weight.clone()
     dead[:, 4] = 0
@@ -88,7 +88,7 @@ def test_the_factor_gives_the_error_that_later_columns_cannot_mend() -> None:
 
 def test_codes_do_not_depend_on_the_number_of_threads() -> None:
     weight, gram = layer(128, 300)
-    _, scales = quantize_rows(weight, weight.abs().amax(1), largest=7)
+    _, scales = quantize_rows(weight, weight.abs().amax(1), bits=4)
     before = torch.get_num_threads()
     found = []
     try:
