@@ -39,7 +39,7 @@ _BELOW, _ABOVE = 6, 8  # octaves of mean magnitude on either side of 1 that clas
 # (whether columns have classes, classes an octave, least symbols of a table). Column classes pay
 # where columns differ, as after a norm with gains; fine classes where rows are long; and a table
 # costs 10 to 80 bytes. Above so many symbols the first two will do.
-_PLANS = (
+_PLANS: tuple[tuple[bool, int, int], ...] = (
     (True, 3, 4_096),
     (True, 6, 4_096),
     (True, 2, 1_024),
@@ -49,7 +49,7 @@ _PLANS = (
     (False, 3, 128),
     (False, 3, 1 << 40),  # one table for all
 )
-_PLANS_OF_FEW = ((True, 2, 1_024), (False, 3, 512), (False, 3, 1 << 40))
+_PLANS_OF_FEW: tuple[tuple[bool, int, int], ...] = ((True, 2, 1_024), (False, 3, 512), (False, 3, 1 << 40))
 _LARGE = 1 << 22
 
 Bytes = NDArray[np.uint8]
