@@ -36,10 +36,11 @@ _STEPS = 16_384  # symbols per lane; a lane costs about two bytes
 _LEAST_PREDICTED = 1 << 14  # symbols; the few bytes to win of fewer are not worth the time
 _GLANCE = 512, 128  # rows and columns on which prediction has to pay before all are tried
 _BELOW, _ABOVE = 6, 8  # octaves of mean magnitude on either side of 1 that classes tell apart
+_Plans = tuple[tuple[bool, int, int], ...]
 # (whether columns have classes, classes an octave, least symbols of a table). Column classes pay
 # where columns differ, as after a norm with gains; fine classes where rows are long; and a table
 # costs 10 to 80 bytes. Above so many symbols the first two will do.
-_PLANS: tuple[tuple[bool, int, int], ...] = (
+_PLANS: _Plans = (
     (True, 3, 4_096),
     (True, 6, 4_096),
     (True, 2, 1_024),
@@ -49,7 +50,7 @@ _PLANS: tuple[tuple[bool, int, int], ...] = (
     (False, 3, 128),
     (False, 3, 1 << 40),  # one table for all
 )
-_PLANS_OF_FEW: tuple[tuple[bool, int, int], ...] = ((True, 2, 1_024), (False, 3, 512), (False, 3, 1 << 40))
+_PLANS_OF_FEW: _Plans = ((True, 2, 1_024), (False, 3, 512), (False, 3, 1 << 40))
 _LARGE = 1 << 22
 
 Bytes = NDArray[np.uint8]
