@@ -75,7 +75,11 @@ def _lines(found: Bench) -> list[str]:
             f"{found.step_ms:.1f} ms ± {found.step_ms_spread:.1f}, "
             f"{found.tokens_per_s:,.0f} tokens/s",
         ),
-        ("phases", ", ".join(f"{name} {ms:.1f} ms" for name, ms in found.phases_ms.items())),
+        (
+            "phases",
+            ", ".join(f"{name} {ms:.1f} ms" for name, ms in found.phases_ms.items())
+            + ("; backward includes forward" if "one graph" in found.step else ""),
+        ),
         (
             "utilisation",
             f"{found.utilisation:.1%} of {found.peak_flops / 1e9:,.0f} GFLOP/s, the largest "

@@ -72,7 +72,8 @@ class Bench:
     step_ms_spread: float
     tokens_per_s: float
     phases_ms: dict[str, float]
-    """The device is drained between them, so they add up to more than a step that overlaps them."""
+    """The device is drained between them, so they add up to more than a step that overlaps them.
+    Where `step` says that gradients come in one graph, all of it but reading is `backward`."""
     flops_per_token: float
     peak_flops: float
     """Of a large product in the step's dtype, measured here, times the number of ranks."""

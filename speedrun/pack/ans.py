@@ -33,7 +33,7 @@ _HEAD = struct.Struct("<BBI")  # tables, kind of tables, bytes of side informati
 _WIDTHS = (256, POINTS)  # numbers of a table, by its kind
 _LOWER = 1 << 16  # states live in [2^16, 2^32) and move in words of 16 bits
 _STEPS = 16_384  # symbols per lane; a lane costs about two bytes
-_LEAST_PREDICTED = 1 << 14  # symbols; the few bytes to win of fewer are not worth the time
+_FEW = 1 << 14  # symbols: of fewer, prediction and most plans win too little for their time
 _GLANCE = 512, 128  # rows and columns on which prediction has to pay before all are tried
 _BELOW, _ABOVE = 6, 8  # octaves of mean magnitude on either side of 1 that classes tell apart
 _Plans = tuple[tuple[bool, int, int], ...]
@@ -51,6 +51,7 @@ _PLANS: _Plans = (
     (False, 3, 1 << 40),  # one table for all
 )
 _PLANS_OF_FEW: _Plans = ((True, 2, 1_024), (False, 3, 512), (False, 3, 1 << 40))
+_TRIAL = True, 3, 512  # what a matrix is judged by, alone
 _LARGE = 1 << 22
 
 Bytes = NDArray[np.uint8]
@@ -211,9 +212,8 @@ class _Coder(NamedTuple):
 
 
 def _plan(codes: Codes, shapes: Shapes, priors: bytes) -> _Coder:
-    """The best of `_PLANS`."""
-    some = _PLANS if codes.size >= _LEAST_PREDICTED else _PLANS_OF_FEW
-    some = some if codes.size < _LARGE else _PLANS[:2]
+    """The best of the plans for so many symbols."""
+    some = _PLANS[:2] if codes.size >= _LARGE else _PLANS if codes.size >= _FEW else _PLANS_OF_FEW
     coders = (_coder(codes, shapes, priors, *plan) for plan in some)
     return min(coders, key=lambda coder: coder.size)
 
@@ -273,7 +273,7 @@ def _predict(codes: Codes, shapes: Shapes) -> tuple[Codes, bytes]:
         matrix, start = codes[part].reshape(rows, cols), part.stop
         prior, needed = 0, work_of(rows, cols)
         # With fewer rows than columns there is no telling what goes together.
-        if rows > cols > 1 and matrix.size >= _LEAST_PREDICTED and work + needed <= MAX_WORK:
+        if rows > cols > 1 and matrix.size >= _FEW and work + needed <= MAX_WORK:
             some = matrix[: _GLANCE[0], : _GLANCE[1]]
             if some.shape == matrix.shape or _best_prior(some)[0]:
                 prior, left = _best_prior(matrix)
@@ -289,7 +289,7 @@ def _best_prior(matrix: Codes) -> tuple[int, Codes]:
     tried = {0: matrix}
     tried |= {prior: residuals(matrix, prior) for prior in (middle, middle + 1)}
     sizes = {
-        prior: _coder(left.ravel(), [left.shape], b"\0", *_PLANS[3]).size
+        prior: _coder(left.ravel(), [left.shape], b"\0", *_TRIAL).size
         for prior, left in tried.items()
     }
     best = min(sizes, key=sizes.__getitem__)

@@ -81,7 +81,9 @@ class Step:
                 muon.compile()
         self.unit = run.model.block_length or run.data.sequence_length
         """Tokens that attend to each other."""
-        self.in_one_graph = self.compiled and ranks.device.type == "cpu" and not run.train.recompute
+        # In float32: torch 2.13 writes C++ for the bfloat16 one that does not compile.
+        on_cpu = ranks.device.type == "cpu" and self.dtype is None
+        self.in_one_graph = self.compiled and on_cpu and not run.train.recompute
         self.ways = frozenset[str]()
         """Fast paths beside those that the process has chosen."""
         if self.in_one_graph:

@@ -126,7 +126,7 @@ def test_decoder_agrees_with_a_slow_reading_of_the_format(
     kind: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Few symbols are coded by curves, many by whole tables, where the curve does not fit.
-    monkeypatch.setattr("speedrun.pack.ans._PLANS", ((True, 3, 200),) * 5)
+    monkeypatch.setattr("speedrun.pack.ans._PLANS", ((True, 3, 200),))
     parts = [
         gaussian_codes(70, 200, spread=0.5),
         gaussian_codes(30, 90, seed=1),

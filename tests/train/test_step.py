@@ -302,3 +302,11 @@ def test_the_next_seed_finds_the_graphs_of_the_last(bench: Any, graphs: list[str
     for seed in range(9):  # torch gives up after eight graphs of one function
         bench.train(dataclasses.replace(run, seed=seed))
     assert len(graphs) == compiled
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_one_graph_is_for_float32(bench: Any) -> None:
+    """In bfloat16 the compiler's C++ for it does not compile; such a step keeps two graphs."""
+    for precision, joint in (("float32", True), ("bfloat16", False)):
+        run = bench.change(bench.tiny, train={"compile": "yes", "precision": precision})
+        assert make(run).in_one_graph is joint
