@@ -32,7 +32,7 @@ from speedrun.pack.tables import (
 _HEAD = struct.Struct("<BBI")  # tables, kind of tables, bytes of side information
 _WIDTHS = (256, POINTS)  # numbers of a table, by its kind
 _LOWER = 1 << 16  # states live in [2^16, 2^32) and move in words of 16 bits
-_STEPS = 16_384  # symbols per lane; a lane costs about two bytes
+_STEPS = 8_192  # symbols per lane: a lane costs about two bytes, and steps a reader's time
 _FEW = 1 << 14  # symbols: of fewer, prediction and most plans win too little for their time
 _GLANCE = 512, 128  # rows and columns on which prediction has to pay before all are tried
 _BELOW, _ABOVE = 6, 8  # octaves of mean magnitude on either side of 1 that classes tell apart

@@ -351,8 +351,10 @@ def _measure(predictor: RemotePredictor, question: Question) -> tuple[Scored, Ru
     chunked_bpb: float | None = None
     if predictor.kind == "fixed":
         steady = rules.state_hash(before, _canary(predictor, question))
-        chunked_bpb = official.bpb
-        if evaluation.stride != evaluation.context:  # for our own curiosity, off its account
+        # To explain another claim, off its account: an honest one need not be scored twice.
+        if evaluation.stride != evaluation.context and not rules.is_claimed(
+            question.folder, official.bpb
+        ):
             chunked_bpb = score(
                 predictor,
                 tokens,

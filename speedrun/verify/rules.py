@@ -443,7 +443,7 @@ def metric(folder: Path, measurement: Measurement, dataset: Dataset) -> RuleResu
     difference = measurement.bpb - float(claimed)  # type: ignore[arg-type]
     evidence = f"measured minus claimed: {difference:+.6f} bpb"
     loss = read_claims(folder).get("val_loss")
-    if not (holds := abs(difference) <= CLAIM_TOLERANCE_BPB):
+    if not (holds := is_claimed(folder, measurement.bpb)):
         if why := explain_claim(float(claimed), measurement, dataset):  # type: ignore[arg-type]
             evidence += f"; {why}"
     elif _is_number(loss):
@@ -457,6 +457,15 @@ def metric(folder: Path, measurement: Measurement, dataset: Dataset) -> RuleResu
         evidence=evidence,
         fix="claim what `speedrun verify` measures",
     )
+
+
+def is_claimed(folder: Path, bpb: float) -> bool:
+    """Whether a submission claims this score."""
+    try:
+        claimed = read_claims(folder).get("val_bpb")
+    except SubmissionError:
+        return False
+    return _is_number(claimed) and abs(bpb - float(claimed)) <= CLAIM_TOLERANCE_BPB  # type: ignore[arg-type]
 
 
 def state_hash(before: Floats, after: Floats) -> RuleResult:

@@ -54,7 +54,8 @@ class Measurement:
     token_bpb: float | None
     """Same nats over the bytes the tokens decode to; None where the tokenizer loses nothing."""
     chunked_bpb: float | None
-    """Windows that do not overlap; None for adaptive predictors, which see a text once."""
+    """Windows that do not overlap, if another score than `bpb` is claimed; None for adaptive
+    predictors, which see a text once."""
     num_tokens: int
     num_bytes: int
     context: int

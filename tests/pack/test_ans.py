@@ -64,7 +64,7 @@ def slow_decode(data: bytes, shapes: list[tuple[int, int]]) -> bytes:
     """FORMAT.md once more, symbol by symbol in plain Python; prediction has its own slow twin."""
     num_tables, kind, side_bytes = struct.unpack_from("<BBI", data)
     width = (256, 17)[kind]
-    lanes = -(-sum(rows * cols for rows, cols in shapes) // 16_384)
+    lanes = -(-sum(rows * cols for rows, cols in shapes) // 8_192)
     side = zstandard.ZstdDecompressor().decompress(data[6 : 6 + side_bytes])
     signed = [byte - 256 if byte > 127 else byte for byte in side]
     tables = []
@@ -163,7 +163,7 @@ def test_absurd_prediction_is_refused() -> None:
         + b"\1"
         + np.diff([0] * 128 + [9] + [0] * 127, prepend=0).astype(np.uint8).tobytes()
     )
-    broken = struct.pack("<BBI", 1, 0, len(ans.zstd(side))) + ans.zstd(side) + bytes(4 * 68)
+    broken = struct.pack("<BBI", 1, 0, len(ans.zstd(side))) + ans.zstd(side) + bytes(4 * 135)
     with pytest.raises(FormatError, match="multiplications"):
         ans.decode(broken, [(1_050, 1_050)])
 
@@ -184,7 +184,7 @@ def test_ternary_codes_take_their_entropy() -> None:
 
 
 def test_constant_codes_take_almost_nothing() -> None:
-    assert len(ans.encode(bytes(1_000_000), [(1000, 1000)])) < 500
+    assert len(ans.encode(bytes(1_000_000), [(1000, 1000)])) < 600
 
 
 def test_mutations_never_crash() -> None:
