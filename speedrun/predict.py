@@ -111,14 +111,15 @@ class ModelPredictor:
         import torch
 
         device = next(self.model.parameters()).device
-        was_training = self.model.training
-        self.model.eval()
+        if was_training := self.model.training:
+            self.model.eval()
         mixed = torch.autocast(device.type, self.autocast, enabled=self.autocast is not None)
         with torch.inference_mode(), mixed:
             asked = np.arange(tokens.shape[1]) >= scored_from[:, None]
             places = (torch.from_numpy(part).to(device) for part in (tokens, asked))
             logits: torch.Tensor = self.model(*places).float()
-        self.model.train(was_training)
+        if was_training:
+            self.model.train()
         return logits
 
     def observe(self, tokens: np.ndarray) -> None:

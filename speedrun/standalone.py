@@ -46,7 +46,7 @@ def load_predictor(packed: bytes) -> tuple[RunConfig, ModelPredictor]:
         run = RunConfig.from_dict(meta["run"])
         model = GPT(run.model)
         model.load_state_dict(weights)
-        model.requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
+        model.requires_grad_(False).eval().to("cuda" if torch.cuda.is_available() else "cpu")
     except (KeyError, TypeError, RuntimeError, SpeedrunError) as error:
         raise FormatError(f"model.srz: weights and settings do not fit: {error}") from error
     return run, ModelPredictor(model, run.model.vocab_size)
