@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 _FIRST_ROWS = 16  # are stored as they are, and each new covariance is worth as many rows at least
 _UNIT = 64.0  # what stands in every row as column 0, so that a column's mean is a prediction too
 _MAX_SYMBOLS = 1 << 22
-MAX_WORK = 600_000_000
+MAX_WORK = 800_000_000
 """Multiplications that a reader is willing to do for one section: about two seconds."""
 MAX_PRIOR = 12
 
@@ -46,7 +46,7 @@ def work_of(rows: int, cols: int) -> int:
     """Multiplications that a matrix takes, about; more than `MAX_WORK` if it is too large."""
     if rows * cols > _MAX_SYMBOLS:
         return MAX_WORK + 1
-    blocks = sum(1 for _ in _blocks(rows))
+    blocks = sum(1 for _ in _blocks(rows, cols))
     return blocks * (cols + 1) ** 3 // 3 + rows * (cols + 1) ** 2 // 2
 
 
@@ -57,7 +57,7 @@ def _run(given: Codes, prior: int, *, undo: bool) -> Codes:
         return result
     codes = result if undo else given
     sums, seen = np.zeros((cols + 1, cols + 1)), 0
-    for start, stop in _blocks(rows):
+    for start, stop in _blocks(rows, cols):
         known = np.full((start - seen, cols + 1), _UNIT)
         known[:, 1:] = codes[seen:start]
         sums += known.T @ known  # whole numbers below 2^53, in whatever order
@@ -92,10 +92,11 @@ def _links(sums: Floats, share: float) -> Floats:
     return links
 
 
-def _blocks(rows: int) -> Iterator[tuple[int, int]]:
+def _blocks(rows: int, cols: int) -> Iterator[tuple[int, int]]:
     """Rows that share a covariance, which is that of all rows before them."""
     start = _FIRST_ROWS
     while start < rows:
-        stop = min(start + max(_FIRST_ROWS, start // 2), rows)
+        # Of fewer rows than a quarter of the columns the covariance would cost most of the time.
+        stop = min(start + max(_FIRST_ROWS, min(start // 2, cols // 4)), rows)
         yield start, stop
         start = stop

@@ -15,7 +15,7 @@ def slowly_restored(stored: np.ndarray, prior: int) -> np.ndarray:
     found = stored.astype(int).tolist()
     start = 16
     while start < rows:
-        stop = min(start + max(16, start // 2), rows)
+        stop = min(start + max(16, min(start // 2, cols // 4)), rows)
         known = [[64, *row] for row in found[:start]]
         rest = [
             [float(sum(row[i] * row[j] for row in known)) for j in range(cols + 1)]
