@@ -8,6 +8,7 @@ zipped file by file, the same code is half as large again.
 from __future__ import annotations
 
 import ast
+import hashlib
 import io
 import struct
 import sys
@@ -15,13 +16,17 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from speedrun.config import RunConfig
-from speedrun.errors import FormatError, PackError, SpeedrunError
+from speedrun.data.corpus import cache_folder
+from speedrun.errors import FormatError, OutputError, PackError, SpeedrunError
+from speedrun.files import write_atomic
 from speedrun.hardware import usable_cores
 
 PACKAGE = "speedrun"
@@ -379,26 +384,31 @@ def _differences(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, 
 
 @lru_cache(maxsize=256)
 def _minify(source: str, name: str) -> str:
-    import python_minifier
-
+    """Kept from one command to the next: all modules take seconds, and they seldom change."""
     # Triton compiles the source it finds: argument names and `tl.constexpr` belong to its language.
     # torch reads an operation's schema from its annotations.
     plain = "tl.constexpr" in source or "custom_op(" in source
-    try:
+    options: dict[str, Any] = {
+        "remove_literal_statements": True,
+        "remove_asserts": True,
         # Hoisted literals make text shorter and its compressed form longer.
-        return str(
-            python_minifier.minify(
-                source,
-                name,
-                remove_literal_statements=True,
-                remove_asserts=True,
-                hoist_literals=False,
-                rename_locals=not plain,
-                remove_annotations=not plain,
-            )
-        )
+        "hoist_literals": False,
+        "rename_locals": not plain,
+        "remove_annotations": not plain,
+    }
+    facts = (version("python-minifier"), sys.version, options, name, source)
+    kept = cache_folder() / "minified" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()}.py"
+    with suppress(OSError, ValueError):
+        return kept.read_bytes().decode()
+    import python_minifier
+
+    try:
+        minified = str(python_minifier.minify(source, name, **options))
     except Exception as error:
         raise PackError(f"module {name} cannot be minified: {error}") from error
+    with suppress(OutputError):  # it was only to save time
+        write_atomic(kept, minified.encode())
+    return minified
 
 
 def _is_module(root: Path, name: str) -> bool:

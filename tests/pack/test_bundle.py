@@ -226,6 +226,23 @@ def test_triton_kernels_keep_their_signatures(package: Path) -> None:
     assert _minify(kernel, "speedrun.kernels.some") == expected
 
 
+def test_what_was_minified_is_kept_and_no_cache_is_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPEEDRUN_CACHE", str(tmp_path))
+    minify = _minify.__wrapped__  # what a process has seen is kept in memory, too
+    first = minify("def some(number):\n    return number\n", "speedrun.some")
+    (kept,) = (tmp_path / "minified").iterdir()
+    assert kept.read_text() == first == "def some(number):return number"
+    kept.write_text("other = 1")
+    assert minify("def some(number):\n    return number\n", "speedrun.some") == "other = 1"
+    assert minify("def some(number):\n    return 1\n", "speedrun.some").endswith("return 1")
+    kept.write_bytes(b"\xff")
+    assert minify("def some(number):\n    return number\n", "speedrun.some") == first
+    monkeypatch.setenv("SPEEDRUN_CACHE", str(kept))  # a file: nothing can be kept below it
+    assert minify("def some(number):\n    return number\n", "speedrun.some") == first
+
+
 def test_minifying_keeps_the_annotations_that_torch_reads() -> None:
     operation = '@torch.library.custom_op("speedrun::some")\ndef some(x_NC: Tensor) -> Tensor:0\n'
     assert "def some(x_NC:Tensor)->Tensor:0" in _minify(operation, "speedrun.kernels.some")
