@@ -167,8 +167,7 @@ def test_rounding_is_alive_inside_the_compiled_step(bench: Any, graphs: list[str
     assert moved != after and len(losses_of(graphs)) == 3  # the third is with gradients
 
 
-@pytest.mark.parametrize("block_length", [0, 8])
-@pytest.mark.parametrize("piece_tokens", [1, 16, 32])
+@pytest.mark.parametrize(("piece_tokens", "block_length"), [(1, 0), (16, 8), (32, 0)])
 def test_one_graph_has_the_gradients_of_two(
     bench: Any,
     monkeypatch: pytest.MonkeyPatch,
