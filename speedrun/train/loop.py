@@ -127,10 +127,11 @@ def train(
     is_kept, taken = True, done
     feed = Feed(batches, rank=ranks.rank, world=ranks.world, device=ranks.device, step=done)
     with feed:
+        # While the clock stands: a first step of another progress each time could not be repeated.
+        word = Word(*ranks.broadcast(*speaker.speak(done)))
         with clock.phase("train", on_budget=True, steps=done) as booked:
             # From here on only kept steps are on the budget: no log line, stall or broken step.
             clock.keep(begun_s)
-            word = Word(*ranks.broadcast(*speaker.speak(done)))
             norms = Norms(optimizers)
             while word.goes_on:
                 is_logged = ranks.is_main and _is_logged(run, done + 1)

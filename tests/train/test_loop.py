@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -52,6 +53,14 @@ def time(bench: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_same_seed_same_weights(bench: Any, kind: str) -> None:
     run = getattr(bench, kind)(bench.change(bench.tiny, train={"max_steps": 4}))
     assert equal(bench.train(run).weights, bench.train(run).weights)
+
+
+def test_the_first_step_does_not_know_how_long_the_start_took(bench: Any) -> None:
+    ticks, seen = itertools.count(0.0, 0.5), list[float]()
+    clock = Clock(1e4, Ledger(None), now=lambda: next(ticks))  # every look at it takes time
+    log = RunLog(on_step=lambda progress, *rest: seen.append(progress))
+    bench.train(bench.change(bench.tiny, train={"max_steps": 4}), clock=clock, log=log)
+    assert seen == [0.0, 0.25, 0.5, 0.75]
 
 
 def test_another_seed_other_weights(bench: Any) -> None:
