@@ -123,7 +123,7 @@ def _declared_seeds(runs: list[Log], found: set[int], claims: Claims) -> Finding
                 sentence="a run that is counted twice makes the spread smaller than it is",
             )
     entries = claims.table((), "bpb").keys()
-    if entries and set(entries) != set(counts):
+    if declared and entries and set(entries) != set(counts):
         odd = sorted(set(entries) ^ set(counts))
         yield Finding(
             id="seed-entries",

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from speedrun.errors import SubmissionError
@@ -267,6 +267,7 @@ values = st.recursive(
 
 @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(logs=st.lists(st.lists(lines, max_size=25), max_size=3), claims=values)
+@example(logs=[], claims={"val_bpb": {"42": 0.0}})  # a result of a seed that no list declares
 def test_whatever_a_record_holds_there_is_a_report(tmp_path_factory, logs, claims):
     folder = tmp_path_factory.mktemp("track_10min_16mb")
     for index, content in enumerate(logs):
