@@ -13,7 +13,7 @@ from torch.profiler import record_function
 
 from speedrun.config import RunConfig, TrainConfig
 from speedrun.errors import ConfigError, TrainError
-from speedrun.kernels.choose import choosing, chosen, compiled_on_cpu
+from speedrun.kernels.choose import choosing, chosen, compiled_on_cpu, way_to_attend
 from speedrun.kernels.newton_schulz import matmul_dtype
 from speedrun.model.gpt import GPT
 from speedrun.optim.muon import Muon
@@ -97,10 +97,12 @@ class Step:
         how = "compiled" if self.compiled else "eager"
         again = ", blocks recomputed" if self.run.train.recompute else ""
         again += ", gradients in one graph" if self.in_one_graph else ""
-        again += "".join(f", attention in {way}" for way in sorted(self.ways))
+        with choosing(chosen() | self.ways):
+            way = way_to_attend() or "as torch chooses"
         return (
             f"step: {how}, {precision}, {torch.get_num_threads()} threads, {self.ranks.device}, "
-            f"{self.micro_batches} micro-batches on each of {self.ranks.world} ranks{again}"
+            f"{self.micro_batches} micro-batches on each of {self.ranks.world} ranks{again}, "
+            f"attention: {way}"
         )
 
     @property

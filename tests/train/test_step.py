@@ -180,7 +180,7 @@ def test_one_graph_has_the_gradients_of_two(
     plain, joint = (
         make(bench.change(run, train={"compile": compile_})) for compile_ in ("no", "yes")
     )
-    assert joint.in_one_graph and "attention in strips" in joint.description
+    assert joint.in_one_graph and "attention: strips" in joint.description
     assert not plain.in_one_graph and "strips" not in plain.description
     batch = bench.batches(run).at(0)
     pieces = joint._pieces(*batch)
