@@ -75,7 +75,8 @@ def test_what_needs_the_future_or_the_past_of_the_process_cannot_be_proven(
     court: Court, name: str, tmp_path: Path
 ) -> None:
     folder = court.submit(read_predictor(f"predictors/{name}"), out=tmp_path / name)
-    verdict = court.judge(folder, level="prove", proof_tokens=200)
+    # Early in the text there is little to remember, and 200 tokens can all lie there.
+    verdict = court.judge(folder, level="prove", proof_tokens=600)
     assert "proof" in failed(verdict)
 
 
