@@ -154,8 +154,7 @@ class Step:
 
     def _loss_of_fakes(self, *batch: Tensor) -> Tensor:
         fakes = fake_weights(self._loss, self.run.quant)
-        result: Tensor = torch.func.functional_call(self._loss, fakes, batch)
-        return result
+        return _called_with(self._loss, fakes, batch)
 
     def _accumulate(
         self, inputs: Tensor, targets: Tensor, loss_of: Callable[..., Tensor]
@@ -227,8 +226,7 @@ class Step:
         self, weights: dict[str, Tensor], share: float, *piece: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
         def loss_of(weights: dict[str, Tensor]) -> Tensor:
-            result: Tensor = torch.func.functional_call(self._loss, weights, piece)
-            return result * share
+            return _called_with(self._loss, weights, piece) * share
 
         found: tuple[dict[str, Tensor], Tensor] = torch.func.grad_and_value(loss_of)(weights)
         return found
@@ -272,6 +270,18 @@ class Step:
         if self.dtype is None:
             return nullcontext()
         return torch.autocast(self.ranks.device.type, dtype=self.dtype)
+
+
+def _called_with(
+    module: nn.Module, weights: dict[str, Tensor], arguments: tuple[Tensor, ...]
+) -> Tensor:
+    """What a module makes of its arguments with other weights.
+
+    Ties are left alone because torch would look for them among counted tables, too, and a compiled
+    graph that has seen empty ones is compiled anew once they are counted, on the clock.
+    """
+    result: Tensor = torch.func.functional_call(module, weights, arguments, tie_weights=False)
+    return result
 
 
 def _squares(tensors: list[Tensor], device: torch.device) -> Tensor:

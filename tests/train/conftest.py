@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -140,3 +141,23 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The code of every graph that `torch.compile` makes from here on; run as it is."""
+    found: list[str] = []
+    real = torch.compile
+
+    def keep(module: Any, inputs: Any) -> Any:
+        found.append(module.code)
+        return module.forward
+
+    def compile_(function: Any, **options: Any) -> Any:
+        return real(function, backend=keep, **options)
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/g++")
+    yield found
+    torch._dynamo.reset()

@@ -63,6 +63,33 @@ def test_the_first_step_does_not_know_how_long_the_start_took(bench: Any) -> Non
     assert seen == [0.0, 0.25, 0.5, 0.75]
 
 
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"quant": {"qat_start_frac": 0.5, "small_tensor_limit": 0}},
+        {"optim": {"grad_clip": 0.1}, "average": {"ema_decay": 0.8, "choose": "best"}},
+        {"train": {"recompute": True}, "average": {"swa_every_steps": 2}},
+    ],
+    ids=["plain", "rounding", "choosing", "recomputing"],
+)
+def test_nothing_is_compiled_on_the_clock(
+    bench: Any, graphs: list[str], sections: dict[str, Any]
+) -> None:
+    run = bench.change(bench.counted(bench.tiny), **sections)
+    run = bench.change(run, train={"compile": "yes", "max_steps": 6})
+    before: list[int] = []
+
+    class Watched(Clock):
+        def phase(self, name: str, *, on_budget: bool = False, **details: Any) -> Any:
+            if on_budget:
+                before.append(len(graphs))
+            return super().phase(name, on_budget=on_budget, **details)
+
+    bench.train(run, clock=Watched(1e6, Ledger(None)))
+    assert 0 < before[0] == len(graphs)
+
+
 def test_another_seed_other_weights(bench: Any) -> None:
     run = bench.change(bench.tiny, train={"max_steps": 2})
     other = dataclasses.replace(run, seed=8)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -114,26 +113,6 @@ def test_compiled_step_is_the_eager_one(bench: Any) -> None:
     for number in range(3):
         losses = [each(*bench.batches().at(number), 0.1) for each in steps]
         torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)
-
-
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The code of every graph that `torch.compile` makes from here on; run as it is."""
-    found: list[str] = []
-    real = torch.compile
-
-    def keep(module: Any, inputs: Any) -> Any:
-        found.append(module.code)
-        return module.forward
-
-    def compile_(function: Any, **options: Any) -> Any:
-        return real(function, backend=keep, **options)
-
-    torch._dynamo.reset()
-    monkeypatch.setattr(torch, "compile", compile_)
-    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/g++")
-    yield found
-    torch._dynamo.reset()
 
 
 def losses_of(graphs: list[str]) -> list[str]:
