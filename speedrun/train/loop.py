@@ -102,6 +102,11 @@ def train(
                 log.line(line)
         step_once = Step(model, optimizers, run, ranks, log.line)
         state = _State(model, optimizers, average)
+        log.line(
+            f"train_batch_tokens:{run.data.tokens_per_step} "
+            f"train_seq_len:{run.data.sequence_length} max_wallclock_seconds:{clock.budget_s:.3f}"
+        )
+        log.line(f"seed:{run.seed}")
         log.line(f"model_params:{sum(p.numel() for p in model.parameters())}")
         log.line(step_once.description)
     with clock.phase("warm-up", steps=run.train.warmup_steps):

@@ -145,7 +145,7 @@ def provenance(folder: Path, track: Track) -> RuleResult:
         _compare_score(facts, log, claims, run)
         _compare_sizes(facts, log, sizes)
         _compare_course(facts, log, run)
-        _compare_machine(facts, log, claims)
+        _compare_start(facts, log, claims, run)
         _compare_times(facts, log, phases)
     agreeing = f"{facts.agreeing:,} facts agree"
     if facts.contradicting:
@@ -368,8 +368,15 @@ def _compare_course(facts: _Facts, log: TrainLog, run: RunConfig | None) -> None
         facts.check(logged, f"{_said(entry, 'step')}, train.log_every_steps is {every:,}")
 
 
-def _compare_machine(facts: _Facts, log: TrainLog, claims: _Claims) -> None:
-    """The size of the network and the device, as the log begins."""
+def _compare_start(facts: _Facts, log: TrainLog, claims: _Claims, run: RunConfig | None) -> None:
+    """Batch, seed, size of the network and device, as the log begins."""
+    if (batch := log.last("batch")) is not None and run is not None:
+        of_batch = f"{MODEL_NAME}: data.tokens_per_step", run.data.tokens_per_step
+        of_length = f"{MODEL_NAME}: data.sequence_length", run.data.sequence_length
+        facts.same(_said(batch, "tokens", "train_batch_tokens"), _Said(*of_batch))
+        facts.same(_said(batch, "length", "train_seq_len"), _Said(*of_length))
+    if (seed := log.last("seed")) is not None:
+        facts.same(claims.number("seed"), _said(seed, "number", "seed"))
     if (parameters := log.last("parameters")) is not None:
         facts.same(claims.number("model_params"), _said(parameters, "number", "model_params"))
     device, hardware = log.last("device"), claims.text("hardware")

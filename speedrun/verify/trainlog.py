@@ -21,6 +21,8 @@ _PATTERNS = {
     "look": rf"{_STEP} val_loss:{_X} val_bpb:{_X} {_TIME} step_avg:(?P<average_ms>{_X})ms",
     "resumed": rf"resumed:step:(?P<step>{_N}) {_TIME}",
     "stop": rf"stopping_early: (?:signal|wallclock_cap) {_TIME} {_STEP}",
+    "batch": rf"train_batch_tokens:(?P<tokens>{_N}) train_seq_len:(?P<length>{_N}) .{{0,100}}",
+    "seed": rf"seed:(?P<number>{_N})",
     "parameters": rf"model_params:(?P<number>{_N})",
     "device": r"step: [^,]{1,40}, [^,]{1,40}, \d{1,6} threads, (?P<device>[a-z]{1,20})\b.{0,100}",
     "counted": rf"counted_tokens:(?P<tokens>{_N}) {_TIME}",

@@ -27,6 +27,8 @@ FIELD_LINES = (
     rf"step:\d+/\d+ train_loss:{NUMBER} train_time:\d+ms step_avg:{NUMBER}ms",
     rf"step:\d+/\d+ val_loss:{NUMBER} val_bpb:{NUMBER} train_time:\d+ms step_avg:{NUMBER}ms",
     r"stopping_early: wallclock_cap train_time:\d+ms step:\d+/\d+",
+    r"train_batch_tokens:\d+ train_seq_len:\d+ max_wallclock_seconds:\d+\.\d{3}",
+    r"seed:\d+",
     r"model_params:\d+",
 )
 

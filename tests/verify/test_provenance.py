@@ -75,6 +75,11 @@ class Story:
         place.mkdir()
         packed, bundle = self.model(run), build_bundle(run, root=self.root)
         log, seconds = RunLog(place), steps * STEP_S
+        log.line(
+            f"train_batch_tokens:{run.data.tokens_per_step} "
+            f"train_seq_len:{run.data.sequence_length} max_wallclock_seconds:60.000"
+        )
+        log.line(f"seed:{run.seed}")
         log.line("model_params:2060")
         log.line("step: eager, float32, 2 threads, cpu, 1 micro-batches on each of 1 ranks")
         for step in range(1, steps + 1):
@@ -184,14 +189,14 @@ def test_a_claimed_score_that_the_log_does_not_have_is_caught(story: Story) -> N
     edit(folder / "submission.json", ('"val_bpb": 1.23456789', '"val_bpb": 1.20456789'))
     caught(
         provenance(folder, TRACK),
-        "submission.json, line 10: val_bpb 1.20456789, logs/train.log, line 21: bpb 1.23456789",
+        "submission.json, line 10: val_bpb 1.20456789, logs/train.log, line 23: bpb 1.23456789",
     )
 
 
 def test_a_log_with_a_better_score_written_in_is_caught(story: Story) -> None:
     folder = story.write()
     edit(folder / "logs/train.log", ("val_bpb:1.23456789", "val_bpb:1.13456789"))
-    caught(provenance(folder, TRACK), "logs/train.log, line 21: bpb 1.13456789")
+    caught(provenance(folder, TRACK), "logs/train.log, line 23: bpb 1.13456789")
 
 
 def test_the_claim_of_another_artifact_is_caught(story: Story) -> None:
@@ -224,8 +229,8 @@ def test_the_log_of_another_run_is_caught(story: Story) -> None:
     shutil.copy(shorter / "logs/train.log", mine / "logs/train.log")
     caught(
         provenance(mine, TRACK),
-        "step_stop 85, logs/train.log, line 16: step 60",
-        "wallclock_seconds 59.5, logs/train.log, line 16: 42",
+        "step_stop 85, logs/train.log, line 18: step 60",
+        "wallclock_seconds 59.5, logs/train.log, line 18: 42",
     )
 
 
@@ -236,7 +241,7 @@ def test_a_swapped_recipe_is_caught(story: Story) -> None:
     caught(
         provenance(folder, TRACK),
         "train_gpt.py: train.log_every_steps 20, model.srz 25",
-        "logs/train.log, line 13: step 20, train.log_every_steps is 25",
+        "logs/train.log, line 15: step 20, train.log_every_steps is 25",
     )
 
 
@@ -250,14 +255,25 @@ def test_an_edited_seed_is_caught(story: Story, seed: int) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("step:85/1000000", "step:95/1000000", "step_stop 85, logs/train.log, line 17: step 95"),
-        ("train_time:59500ms", "train_time:49500ms", "line 17: 49.5"),
-        ("train_time:42000ms", "train_time:40000ms", "line 15: train_time over step is 666.6"),
-        ("step:40/1000000", "step:41/1000000", "line 14: step 41, train.log_every_steps is 20"),
-        ("step:60/1000000 ", "step:80/1000000 ", "line 16: step 80 at 56,000 ms follows"),
+        ("step:85/1000000", "step:95/1000000", "step_stop 85, logs/train.log, line 19: step 95"),
+        ("train_time:59500ms", "train_time:49500ms", "line 19: 49.5"),
+        ("train_time:42000ms", "train_time:40000ms", "line 17: train_time over step is 666.6"),
+        ("step:40/1000000", "step:41/1000000", "line 16: step 41, train.log_every_steps is 20"),
+        ("step:60/1000000 ", "step:80/1000000 ", "line 18: step 80 at 56,000 ms follows"),
         ("step:10/1000000", "step:10/2000000", "max_steps 2,000,000, model.srz: train.max_steps"),
-        ("model_params:2060", "model_params:2061", "model_params 2,060, logs/train.log, line 1"),
-        ("2 threads, cpu", "2 threads, cuda:0", "'2 cores of a CPU', logs/train.log, line 2: cuda"),
+        ("seed:7", "seed:8", "seed 7, logs/train.log, line 2: seed 8"),
+        (
+            "_seq_len:1024",
+            "_seq_len:64",
+            "line 1: train_seq_len 64, model.srz: data.sequence_",
+        ),
+        (
+            "_tokens:524288",
+            "_tokens:1",
+            "line 1: train_batch_tokens 1, model.srz: data.tokens_",
+        ),
+        ("model_params:2060", "model_params:2061", "model_params 2,060, logs/train.log, line 3"),
+        ("2 threads, cpu", "2 threads, cuda:0", "'2 cores of a CPU', logs/train.log, line 4: cuda"),
         ("eval_time:1500ms", "eval_time:900ms", "eval_time_seconds 1.5, logs/train.log"),
         ("stride:64", "stride:32", "stride 32, model.srz: evaluation.stride 64"),
     ],
@@ -277,7 +293,7 @@ def test_sizes_in_the_log_that_are_not_those_on_disk_are_caught(story: Story) ->
     (folder / "logs/train.log").write_text(text)
     caught(
         provenance(folder, TRACK),
-        "logs/train.log, line 18: model bytes 1",
+        "logs/train.log, line 20: model bytes 1",
         f"model.srz has {size:,}",
         "train_gpt.py has",
         "both files have",
@@ -297,7 +313,7 @@ def test_a_log_that_is_sped_up_throughout_does_not_fit_the_ledger(story: Story) 
     path.write_text(re.sub(pattern, halve, path.read_text()))
     caught(
         provenance(folder, TRACK),
-        "line 15: step 60 at 21,000 ms, logs/ledger.jsonl, line 3: 42 steps at 29,400 ms",
+        "line 17: step 60 at 21,000 ms, logs/ledger.jsonl, line 3: 42 steps at 29,400 ms",
     )
 
 
@@ -308,7 +324,7 @@ def test_a_log_that_is_sped_up_throughout_does_not_fit_the_ledger(story: Story) 
         ({"wallclock_seconds": 61.0}, "wallclock_seconds 61, train.budget_s is 60"),
         ({"model_params": 9_999_999}, "model_params 9,999,999, model.srz packs 2,060"),
         ({"date": "yesterday"}, "date 'yesterday' is no date"),
-        ({"hardware": "8xNVIDIA H100"}, "'8xNVIDIA H100', logs/train.log, line 2: cpu"),
+        ({"hardware": "8xNVIDIA H100"}, "'8xNVIDIA H100', logs/train.log, line 4: cpu"),
     ],
 )
 def test_claims_that_no_file_bears_out_are_caught(
@@ -369,7 +385,7 @@ def test_a_run_that_ended_by_count_has_no_line_of_its_end(story: Story) -> None:
     )
     assert provenance(folder, TRACK).status is Status.PASS
     edit(folder / "submission.json", ('"step_stop": 85', '"step_stop": 80'))
-    caught(provenance(folder, TRACK), "step_stop 80, logs/train.log, line 16: max_steps 85")
+    caught(provenance(folder, TRACK), "step_stop 80, logs/train.log, line 18: max_steps 85")
 
 
 def test_seed_and_budget_may_be_arguments_of_the_bundle(story: Story) -> None:
