@@ -92,8 +92,8 @@ def check_short_ones(count: int, seed: int) -> bool:
         medians.append(statistics.median(unused))
         print(
             f"{world} ranks: {len(mine)} runs, {sum(row['discarded'] for row in mine)} with steps "
-            f"thrown away; left unused, in steps of the run: median {medians[-1]:.2f}, "
-            f"most {max(unused):.1f}"
+            f"thrown away, {sum(not row['steps'] for row in mine)} without any other; "
+            f"left unused, in steps of the run: median {medians[-1]:.2f}, most {max(unused):.1f}"
         )
     return bool(over) or max(medians) > 1.5
 
@@ -107,6 +107,7 @@ def run_short_ones(folder: Path, count: int, seed: int) -> None:
     from speedrun.config import DataConfig, ModelConfig, RunConfig, TrainConfig
     from speedrun.data.batches import open_batches
     from speedrun.data.shards import write_shard
+    from speedrun.errors import BudgetError
     from speedrun.ranks import Ranks
     from speedrun.train import loop
     from speedrun.train.log import RunLog
@@ -156,13 +157,16 @@ def run_short_ones(folder: Path, count: int, seed: int) -> None:
         timed = dataclasses.replace(run, seed=number)
         ledger = Ledger(own / f"ledger{number}.jsonl" if ranks.is_main else None)
         log = RunLog(on_step=lambda progress, elapsed_s, nats: Stalling.stand_still())
-        trained = loop.train(timed, batches, Clock(budget_s, ledger), ranks, log)
+        try:
+            steps = loop.train(timed, batches, Clock(budget_s, ledger), ranks, log).steps
+        except BudgetError:  # its only step stood still for longer than the budget
+            steps = 0
         stalls = sum(ranks.collect(Stalling.stalls))
         if ranks.is_main:
             row = {
                 "budget_s": budget_s,
                 "spent_s": ledger.budgeted_s,
-                "steps": trained.steps,
+                "steps": steps,
                 "step_s": statistics.median(Stalling.seconds[3:]),
                 "stalls": stalls,
                 "discarded": any(phase.details.get("discarded_steps") for phase in ledger.phases),

@@ -142,9 +142,9 @@ def train(
                 is_logged = ranks.is_main and _is_logged(run, done + 1)
                 if is_logged:
                     norms.remember()
-                started_s, progress = clock.elapsed_s, word.progress
+                decided_s, progress = speaker.decided_s, word.progress
                 inputs, targets = feed.next()
-                say = partial(speaker.speak, done + 1, in_advance=True)
+                say = partial(speaker.speak, done + 1)
                 told = step_once(inputs, targets, progress, say)
                 average.update(progress)
                 # The only wait: for the device, and with it for the other ranks.
@@ -156,7 +156,7 @@ def train(
                         "learning rates (optim.*_lr) or set optim.grad_clip, then start a new run"
                     )
                 elapsed_s = clock.elapsed_s
-                pace.record(elapsed_s - started_s, elapsed_s - max(speaker.decided_s, started_s))
+                pace.record(elapsed_s - decided_s)
                 is_kept = elapsed_s <= clock.budget_s
                 if is_kept:
                     done += 1

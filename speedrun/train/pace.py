@@ -9,7 +9,11 @@ RECENT_STEPS = 20
 
 
 class Pace:
-    """How long the steps of this run take."""
+    """How long the steps of this run take, each from when it was decided on until its end.
+
+    Among several ranks that includes what is left of the step before. Were the slowest rest and the
+    slowest step added up instead, a step more than is needed would often be left undone.
+    """
 
     def __init__(self, first_step_s: float, reserved_s: float = 0.0) -> None:
         """`first_step_s` is a compiled step measured in warm-up: the only evidence at the start.
@@ -18,22 +22,15 @@ class Pace:
         """
         self.reserved_s = reserved_s
         self._recent_s = deque([first_step_s], maxlen=RECENT_STEPS)
-        self._recent_rests_s = deque([0.0], maxlen=RECENT_STEPS)
 
     @property
     def slowest_s(self) -> float:
         """The slowest recent step."""
         return max(self._recent_s)
 
-    @property
-    def slowest_rest_s(self) -> float:
-        """The slowest recent rest of a step, after the moment when rank 0 decides on the next."""
-        return max(self._recent_rests_s)
-
-    def record(self, seconds: float, rest_s: float = 0.0) -> None:
-        """Remember one step, and how much of it was left when the next was decided on."""
+    def record(self, seconds: float) -> None:
+        """Remember one step."""
         self._recent_s.append(seconds)
-        self._recent_rests_s.append(rest_s)
 
     def fits(self, remaining_s: float) -> bool:
         """Whether another step as slow as the slowest recent one ends within the budget."""

@@ -52,17 +52,16 @@ class Speaker:
         self._should_stop = should_stop
         self._save_every_s = train.checkpoint_every_s if can_save else 0.0
 
-    def speak(self, steps: int, *, in_advance: bool = False) -> Word:
-        """What comes after `steps` steps; `in_advance`, while gradients of the last are summed."""
+    def speak(self, steps: int) -> Word:
+        """What comes after `steps` steps, the last of which may not have ended."""
         self.decided_s = now_s = self._clock.elapsed_s
         if not self._ranks.is_main:
             return SILENCE
-        done_s = now_s + self.pace.slowest_rest_s * in_advance
         is_signalled = self._should_stop()
         saves = self._save_every_s > 0 and now_s - self.last_saved_s >= self._save_every_s
         if saves:
             self.last_saved_s = now_s
-        fits = steps < self._train.max_steps and self.pace.fits(self._clock.budget_s - done_s)
+        fits = steps < self._train.max_steps and self.pace.fits(self._clock.budget_s - now_s)
         # float32, as it arrives: a run that is resumed hears its first word by other means.
         progress = torch.tensor(max(self._clock.progress, steps / self._train.max_steps))
         return Word(

@@ -46,15 +46,14 @@ def test_other_ranks_keep_silent(speaker: Any, time: Any) -> None:
     assert told == SILENCE and not asked
 
 
-def test_the_rest_of_the_step_is_counted_in_advance(speaker: Any, time: Any) -> None:
+def test_a_step_is_decided_on_while_there_is_time_for_the_slowest(speaker: Any, time: Any) -> None:
     told = speaker()
-    told.pace.record(1.0, rest_s=0.4)
+    told.pace.record(1.4)  # as when four tenths were left of the step before
+    told.pace.record(1.0)
     time.pass_(8.5)
-    assert told.speak(5).goes_on  # 1.5 s are left for a step of one
-    assert told.speak(5, in_advance=True).goes_on  # 1.1 s once this step is done
+    assert told.speak(5).goes_on and told.decided_s == 8.5
     time.pass_(0.2)
-    assert told.speak(5).goes_on  # 1.3 s
-    assert not told.speak(5, in_advance=True).goes_on  # 0.9 s
+    assert not told.speak(5).goes_on and told.decided_s == 8.7
 
 
 def test_what_comes_after_training_is_kept_free(speaker: Any, time: Any) -> None:
