@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-RECENT_STEPS = 20
+RECENT_STEPS = 10
 """A stall is remembered for so many steps, then forgiven."""
 
 
