@@ -371,10 +371,12 @@ def _compare_course(facts: _Facts, log: TrainLog, run: RunConfig | None) -> None
 def _compare_start(facts: _Facts, log: TrainLog, claims: _Claims, run: RunConfig | None) -> None:
     """Batch, seed, size of the network and device, as the log begins."""
     if (batch := log.last("batch")) is not None and run is not None:
-        of_batch = f"{MODEL_NAME}: data.tokens_per_step", run.data.tokens_per_step
-        of_length = f"{MODEL_NAME}: data.sequence_length", run.data.sequence_length
-        facts.same(_said(batch, "tokens", "train_batch_tokens"), _Said(*of_batch))
-        facts.same(_said(batch, "length", "train_seq_len"), _Said(*of_length))
+        for name, label, key in (
+            ("tokens", "train_batch_tokens", "tokens_per_step"),
+            ("length", "train_seq_len", "sequence_length"),
+        ):
+            packed = _Said(f"{MODEL_NAME}: data.{key}", getattr(run.data, key))
+            facts.same(_said(batch, name, label), packed)
     if (seed := log.last("seed")) is not None:
         facts.same(claims.number("seed"), _said(seed, "number", "seed"))
     if (parameters := log.last("parameters")) is not None:
